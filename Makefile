@@ -1,0 +1,50 @@
+# Everything runs in .venv, which is made when it is missing. PYTHON is what makes it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: train test test-all bench lint types format venv clean
+
+train: venv  ## the main job: a sparse network on real data, from the recipe to the kernel
+	$(BIN)/sparsekern train digits-rigl
+
+test: venv  ## the test suite, at most 12 minutes on two cores
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: venv  ## everything, without a time limit
+	$(PYTEST) -m "not gpu"
+
+bench: venv  ## kernels against dense and the installable rivals; tables under bench/results
+	$(BIN)/python -m bench.run $(SUITES)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -type f)
+
+types: venv
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc -type f)
+
+venv: $(VENV)/stamp  ## the set-up alone
+
+$(VENV)/packages: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet "cmake>=3.26" "ninja>=1.11" "pybind11>=2.13" "setuptools>=77"
+	touch $@
+
+$(VENV)/stamp: $(VENV)/packages $(NATIVE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build $(VENV) sparsekern/lib sparsekern/*.so *.egg-info
