@@ -1,0 +1,35 @@
+// The house sentence for native code: SPARSEKERN_CHECK(ok, "Expected ... Got ", value, ".").
+// Python checks arguments first (ops/*/: _check); what fails here was called around them.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <stdexcept>
+#include <string>
+
+#define SPARSEKERN_CHECK(condition, ...)                                                        \
+  if (!(condition)) {                                                                           \
+    throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", __VA_ARGS__)); \
+  }
+
+namespace sparsekern {
+
+inline void check_int32(const torch::stable::Tensor& t, const char* name, int64_t numel) {
+  SPARSEKERN_CHECK(t.scalar_type() == torch::headeronly::ScalarType::Int, "Expected ", name,
+                   " to have dtype torch.int32. Got another dtype.");
+  SPARSEKERN_CHECK(t.is_contiguous(), "Expected ", name,
+                   " to be contiguous. Got a tensor with gaps.");
+  SPARSEKERN_CHECK(t.numel() == numel, "Expected ", name, " to have ", numel, " elements. Got ",
+                   t.numel(), ".");
+}
+
+// Every later index computation relies on this.
+inline void check_row_bounds(const int32_t* crow, int64_t rows, int64_t nnz) {
+  SPARSEKERN_CHECK(crow[0] == 0 && crow[rows] == nnz, "Expected crow to run from 0 to ", nnz,
+                   ", the number of non-zeros. Got ", crow[0], " to ", crow[rows], ".");
+  for (int64_t row = 0; row < rows; ++row)
+    SPARSEKERN_CHECK(crow[row] <= crow[row + 1], "Expected crow not to decrease. Got ", crow[row],
+                     " before ", crow[row + 1], " at row ", row, ".");
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,71 @@
+// Checked views of the tensors that csr kernels take, and one block of their work.
+#pragma once
+#include "batch.h"
+#include "panel_starts.h"
+
+namespace sparsekern {
+
+// The panel starts of a matrix with `cols` columns; refuses a buffer built for another matrix.
+inline PanelStarts checked_starts(const Tensor& buffer, const Tensor& crow, const Tensor& col,
+                                  int64_t cols) {
+  const PanelGeometry g(crow.numel() - 1, cols, col.numel());
+  check_int32(col, "col", g.nnz);
+  check_int32(buffer, "panel starts", g.numel());
+  const int32_t* starts = static_cast<const int32_t*>(buffer.data_ptr());
+  const int32_t* tail = starts + g.tail();
+  SPARSEKERN_CHECK(tail[0] == PanelGeometry::kFormat && tail[1] == g.rows && tail[2] == g.cols &&
+                       tail[3] == g.nnz,
+                   "Expected panel starts of a [", g.rows, ", ", g.cols, "] matrix with ", g.nnz,
+                   " non-zeros. Got those of a [", tail[1], ", ", tail[2], "] matrix with ",
+                   tail[3], " (format ", tail[0], ").");
+  return {g, starts};
+}
+
+template <typename T>
+void check_values(const Tensor& t, const char* name, int64_t numel) {
+  SPARSEKERN_CHECK(t.scalar_type() == scalar_type<T>(), "Expected ", name,
+                   " to have the dtype of values, float32 or float64. Got another dtype.");
+  SPARSEKERN_CHECK(t.is_contiguous() && t.numel() == numel, "Expected ", name,
+                   " to be contiguous with ", numel, " elements. Got ", t.numel(), ".");
+}
+
+// Where a kernel writes: [batch, features] rows of any activation dtype.
+struct Output {
+  char* data;
+  Dtype dtype;
+  int64_t stride, element_size;
+
+  Output(const Tensor& t, Dtype dtype, int64_t features)
+      : data(static_cast<char*>(t.mutable_data_ptr())),
+        dtype(dtype),
+        stride(features),
+        element_size(int64_t(t.element_size())) {}
+
+  void* at(int64_t row, int64_t feature) const {
+    return data + (row * stride + feature) * element_size;
+  }
+};
+
+// Uninitialised, like `t` but with another last dimension.
+inline Tensor empty_with_features(const Tensor& t, int64_t features) {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d + 1 < t.dim(); ++d) sizes.push_back(t.size(d));
+  sizes.push_back(features);
+  return torch::stable::empty(sizes, t.scalar_type());
+}
+
+// A CSR matrix as the kernels take it; values are read through `perm` where it is not null.
+template <typename T>
+struct Matrix {
+  PanelStarts starts;
+  const T* values;
+  const int32_t* col;
+  const int32_t* perm;
+};
+
+// y[b, r] = sum_c W[r, c] x[b, c] (+ bias[r]) for one tile of the batch and one block of rows.
+template <typename T>
+void multiply_tile(const Matrix<T>& matrix, const T* bias, const Tile& tile, const T* panel,
+                   int64_t block, T* scratch, const Output& y);
+
+}  // namespace sparsekern

@@ -1,0 +1,97 @@
+// Formula    y = x W^T + bias, W in compressed rows.
+// Mapping    a task is a tile of the batch, packed and multiplied by one thread in its own cache;
+//            the tiles that do not come out even are shared: (tile, block of rows).
+// Tile       up to 64 batch elements; a block's outputs stay in a scratch tile until all panels of
+//            columns have been added, then are transposed out together with the bias.
+// Arithmetic accumulated in the dtype of `values` (float, double), in the order of the columns.
+// Contract   sparsekern/ops/csr/linear.py; what is walked: panel_starts.h; bodies: ../isa/.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <string>
+
+#include "batch.h"
+#include "index.h"
+
+namespace sparsekern {
+
+template <typename T>
+void multiply_tile(const Matrix<T>& matrix, const T* bias, const Tile& tile, const T* panel,
+                   int64_t block, T* scratch, const Output& y) {
+  const PanelGeometry& g = matrix.starts.geometry;
+  const int64_t first = block * g.row_block;
+  const int64_t rows = std::min(g.row_block, g.rows - first);
+  if (g.panels == 0) std::fill(scratch, scratch + rows * tile.width, T(0));
+  for (int64_t p = 0; p < g.panels; ++p)
+    kernels<T>().spmm(matrix.starts.cell(block, p), matrix.values, matrix.col, matrix.perm, panel,
+                      tile.width, p == 0, scratch);
+  kernels<T>().unpack(scratch, bias != nullptr ? bias + first : nullptr, rows, tile.batch,
+                      tile.width, y.at(tile.first, first), y.dtype, y.stride);
+}
+template void multiply_tile(const Matrix<float>&, const float*, const Tile&, const float*, int64_t,
+                            float*, const Output&);
+template void multiply_tile(const Matrix<double>&, const double*, const Tile&, const double*,
+                            int64_t, double*, const Output&);
+
+namespace {
+
+template <typename T>
+Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+               const Tensor& crow, const Tensor& col, const Tensor& starts) {
+  const Rows rows(x, dtype_of(x, "x"));
+  const PanelStarts panel_starts = checked_starts(starts, crow, col, rows.features);
+  const PanelGeometry& g = panel_starts.geometry;
+  check_values<T>(values, "values", g.nnz);
+  if (bias) check_values<T>(*bias, "bias", g.rows);
+
+  Tensor y = empty_with_features(x, g.rows);
+  const Output output(y, rows.dtype, g.rows);
+  const Matrix<T> matrix{panel_starts, static_cast<const T*>(values.data_ptr()),
+                         static_cast<const int32_t*>(col.data_ptr()), nullptr};
+  const T* b = bias ? static_cast<const T*>(bias->data_ptr()) : nullptr;
+
+  const std::vector<Tile> tiles = make_tiles(rows.batch);
+  const int64_t count = int64_t(tiles.size());
+  const int64_t threads = thread_count();
+  const int64_t whole = count - count % threads;
+  const int64_t shared = count - whole;
+  const int64_t work = kTileWidth * (g.nnz + rows.features);
+  ScratchFrame scratch;
+  const PackedTiles<T> packed(rows, threads + shared, scratch);
+  const int64_t output_tile = g.row_block * kTileWidth;  // one private to each thread
+  T* outputs = scratch.take<T>(threads * output_tile);
+
+  const int64_t strips = packed.strips();
+  parallel_tasks(whole + shared * strips, count * work, [&](int64_t task, int64_t slot) {
+    if (task >= whole) {
+      const int64_t index = (task - whole) / strips;
+      return packed.pack_strip(tiles[whole + index], threads + index, (task - whole) % strips);
+    }
+    packed.pack(tiles[task], slot);
+    for (int64_t block = 0; block < g.blocks; ++block)
+      multiply_tile(matrix, b, tiles[task], packed.panel(slot), block, outputs + slot * output_tile,
+                    output);
+  });
+  parallel_tasks(shared * g.blocks, shared * work, [&](int64_t task, int64_t slot) {
+    const int64_t index = task % shared;
+    multiply_tile(matrix, b, tiles[whole + index], packed.panel(threads + index), task / shared,
+                  outputs + slot * output_tile, output);
+  });
+  return y;
+}
+
+Tensor csr_linear_cpu(Tensor x, Tensor values, std::optional<Tensor> bias, std::optional<Tensor>,
+                      Tensor crow, Tensor col, Tensor starts, Tensor, Tensor, Tensor, Tensor,
+                      std::string variant) {
+  SPARSEKERN_CHECK(variant == "panel" || variant == "auto",
+                   "Expected variant to be 'panel' in native CPU code. Got '", variant, "'.");
+  if (values.scalar_type() == ScalarType::Double)
+    return forward<double>(x, values, bias, crow, col, starts);
+  return forward<float>(x, values, bias, crow, col, starts);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("csr_linear", TORCH_BOX(&csr_linear_cpu)); }
+
+}  // namespace sparsekern

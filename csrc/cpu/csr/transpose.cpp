@@ -1,0 +1,88 @@
+// Formula    compressed columns of a CSR matrix: crow_t, col_t (rows, ascending), and perm with
+//            values_t[j] = values[perm[j]]: csr_transpose.
+// Mapping    a task owns a range of columns and walks, in every row, the entries that fall into it:
+//            a counting sort without atomics, the same order for any number of threads.
+// Cost       two reads of `col`, one write of col_t and perm.
+// Contract   sparsekern/ops/csr/transpose.py.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "batch.h"
+
+namespace sparsekern {
+namespace {
+
+struct Matrix {
+  const int32_t* crow;
+  const int32_t* col;
+  int64_t rows, cols, nnz;
+};
+
+// Calls visit(row, position, col) for the entries with first <= col < last, row by row.
+template <typename Callback>
+void for_each_entry(const Matrix& m, int64_t first, int64_t last, const Callback& visit) {
+  for (int64_t row = 0; row < m.rows; ++row) {
+    const int32_t* end = m.col + m.crow[row + 1];
+    const int32_t* c = m.col + m.crow[row];
+    if (first > 0) c = std::lower_bound(c, end, int32_t(first));
+    for (; c < end && *c < last; ++c) visit(row, int32_t(c - m.col), *c);
+  }
+}
+
+void transpose(const Matrix& m, int32_t* crow_t, int32_t* col_t, int32_t* perm) {
+  const int64_t ranges = std::max<int64_t>(1, std::min(thread_count(), m.cols / 64));
+  const auto border = [&](int64_t range) { return m.cols * range / ranges; };
+
+  std::fill_n(crow_t, m.cols + 1, 0);
+  std::atomic<bool> columns_ok{true};
+  parallel_tasks(ranges, m.nnz, [&](int64_t range, int64_t) {
+    const int64_t first = border(range);
+    for_each_entry(m, first, border(range + 1), [&](int64_t, int32_t, int32_t col) {
+      // SAFETY: an unsorted or negative column is never counted, so the sum below finds it.
+      if (col >= first) {
+        ++crow_t[col + 1];
+      } else {
+        columns_ok = false;
+      }
+    });
+  });
+  for (int64_t c = 0; c < m.cols; ++c) crow_t[c + 1] += crow_t[c];
+  SPARSEKERN_CHECK(columns_ok && crow_t[m.cols] == m.nnz,
+                   "Expected col to be sorted in every row and below ", m.cols,
+                   ". Got columns that are not.");
+
+  parallel_tasks(ranges, m.nnz, [&](int64_t range, int64_t) {
+    const int64_t first = border(range);
+    const int64_t last = border(range + 1);
+    std::vector<int32_t> next(crow_t + first, crow_t + last);
+    for_each_entry(m, first, last, [&](int64_t row, int32_t position, int32_t col) {
+      const int32_t target = next[size_t(col - first)]++;
+      col_t[target] = int32_t(row);
+      perm[target] = position;
+    });
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> csr_transpose_cpu(Tensor crow, Tensor col, int64_t cols) {
+  const Matrix m{static_cast<const int32_t*>(crow.data_ptr()),
+                 static_cast<const int32_t*>(col.data_ptr()), crow.numel() - 1, cols, col.numel()};
+  check_int32(crow, "crow", m.rows + 1);
+  check_int32(col, "col", m.nnz);
+  check_row_bounds(m.crow, m.rows, m.nnz);
+  Tensor crow_t = torch::stable::empty({cols + 1}, ScalarType::Int);
+  Tensor col_t = torch::stable::empty({m.nnz}, ScalarType::Int);
+  Tensor perm = torch::stable::empty({m.nnz}, ScalarType::Int);
+  transpose(m, static_cast<int32_t*>(crow_t.mutable_data_ptr()),
+            static_cast<int32_t*>(col_t.mutable_data_ptr()),
+            static_cast<int32_t*>(perm.mutable_data_ptr()));
+  return {crow_t, col_t, perm};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
+  m.impl("csr_transpose", TORCH_BOX(&csr_transpose_cpu));
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,17 @@
+// Instantiates the AVX2 + FMA + F16C body. CMakeLists.txt gives this file its own flags.
+#include "kernels.h"
+#include "vec_avx2.h"
+
+namespace sparsekern::avx2 {
+
+#include "pack.inl"
+#include "peak.inl"
+#include "sddmm.inl"
+#include "spmm.inl"
+#include "sum_rows.inl"
+
+const PeakKernels kPeakKernels = {peak_flops<Vec, false>, peak_flops<Vec, true>};
+const PanelKernels<float> kFloatKernels = {Pack<Vec>::pack, Pack<Vec>::unpack, Spmm<Vec>::spmm,
+                                           Sddmm<Vec>::sddmm, SumRows<Vec>::sum_rows};
+
+}  // namespace sparsekern::avx2

@@ -1,0 +1,71 @@
+// Chooses the vector bodies once, when the library is loaded: the widest that this processor and
+// this build have, or the one SPARSEKERN_ISA names (checked by sparsekern/_extension.py).
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace sparsekern {
+namespace {
+
+enum class Isa { kScalar, kAvx2, kAvx512 };
+
+Isa widest() {
+#if defined(SPARSEKERN_HAVE_X86_BODIES)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    return Isa::kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    return Isa::kAvx2;
+#endif
+  return Isa::kScalar;
+}
+
+Isa choose() {
+  const Isa best = widest();
+  const char* wanted = std::getenv("SPARSEKERN_ISA");
+  if (wanted == nullptr) return best;
+  if (std::strcmp(wanted, "scalar") == 0) return Isa::kScalar;
+  if (std::strcmp(wanted, "avx2") == 0 && best >= Isa::kAvx2) return Isa::kAvx2;
+  return best;
+}
+
+const Isa kIsa = choose();
+
+}  // namespace
+
+const PanelKernels<float>& float_kernels() {
+#if defined(SPARSEKERN_HAVE_X86_BODIES)
+  if (kIsa == Isa::kAvx512) return avx512::kFloatKernels;
+  if (kIsa == Isa::kAvx2) return avx2::kFloatKernels;
+#endif
+  return scalar::kFloatKernels;
+}
+
+const PanelKernels<double>& double_kernels() { return scalar::kDoubleKernels; }
+
+const PeakKernels& peak_kernels() {
+#if defined(SPARSEKERN_HAVE_X86_BODIES)
+  if (kIsa == Isa::kAvx512) return avx512::kPeakKernels;
+  if (kIsa == Isa::kAvx2) return avx2::kPeakKernels;
+#endif
+  return scalar::kPeakKernels;
+}
+
+const char* active_isa() {
+  return kIsa == Isa::kAvx512 ? "avx512" : kIsa == Isa::kAvx2 ? "avx2" : "scalar";
+}
+
+}  // namespace sparsekern
+
+// Called through ctypes: sparsekern/_extension.py, bench/roofline.py.
+#define SPARSEKERN_EXPORT extern "C" __attribute__((visibility("default")))
+
+SPARSEKERN_EXPORT const char* sparsekern_active_isa() { return sparsekern::active_isa(); }
+
+SPARSEKERN_EXPORT int64_t sparsekern_peak(int from_memory, int64_t rounds, float* result) {
+  const sparsekern::PeakKernels& peak = sparsekern::peak_kernels();
+  return from_memory != 0 ? peak.memory(rounds, result) : peak.registers(rounds, result);
+}

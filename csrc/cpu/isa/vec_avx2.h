@@ -1,0 +1,94 @@
+// Eight floats: AVX2, FMA and F16C.
+#pragma once
+#include <immintrin.h>
+
+#include "../../common/dtype.h"
+#include "../../common/inline.h"
+
+namespace sparsekern::avx2 {
+
+struct Vec {
+  static constexpr int kWidth = 8;
+  using Element = float;
+  using Reg = __m256;
+
+  static SPARSEKERN_INLINE Reg zero() { return _mm256_setzero_ps(); }
+  static SPARSEKERN_INLINE Reg broadcast(float value) { return _mm256_set1_ps(value); }
+  static SPARSEKERN_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load(const BFloat16* p) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  static SPARSEKERN_INLINE Reg load(const Half* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static SPARSEKERN_INLINE void store(float* p, Reg r) { _mm256_storeu_ps(p, r); }
+  static SPARSEKERN_INLINE void store(BFloat16* p, Reg r) {
+    const __m256i bits = _mm256_castps_si256(r);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(r, r, _CMP_UNORD_Q));
+    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+    const __m256i packed = _mm256_packus_epi32(rounded, _mm256_setzero_si256());
+    const __m256i ordered = _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(ordered));
+  }
+  static SPARSEKERN_INLINE void store(Half* p, Reg r) {
+    const __m128i bits = _mm256_cvtps_ph(r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bits);
+  }
+  static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+
+  // 8 x 8 transpose: pairs, then quadruples, then the two 128-bit halves.
+  static SPARSEKERN_INLINE void transpose(Reg* r) {
+    Reg t[8];
+    SPARSEKERN_UNROLL(16)
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    Reg u[8];
+    SPARSEKERN_UNROLL(16)
+    for (int i = 0; i < 8; i += 4) {
+      u[i] = _mm256_shuffle_ps(t[i], t[i + 2], _MM_SHUFFLE(1, 0, 1, 0));
+      u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], _MM_SHUFFLE(3, 2, 3, 2));
+      u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], _MM_SHUFFLE(1, 0, 1, 0));
+      u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], _MM_SHUFFLE(3, 2, 3, 2));
+    }
+    SPARSEKERN_UNROLL(16)
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+      r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+  }
+
+  // p[i] (+)= sum over lanes of r[i] for the first `count` of four vectors.
+  static SPARSEKERN_INLINE void reduce4(const Reg* r, int64_t count, bool accumulate, float* p) {
+    const Reg halves = fold_neighbours(fold_pairs(r[0], r[1]), fold_pairs(r[2], r[3]));
+    __m128 sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+    if (count >= 4) {
+      if (accumulate) sums = _mm_add_ps(sums, _mm_loadu_ps(p));
+      _mm_storeu_ps(p, sums);
+      return;
+    }
+    // PERF: element by element, not vmaskmovps, whose store form is microcoded on Zen.
+    alignas(16) float sum[4];
+    _mm_store_ps(sum, sums);
+    for (int i = 0; i < count; ++i) p[i] = accumulate ? p[i] + sum[i] : sum[i];
+  }
+
+ private:
+  // [a0+a2, a1+a3, b2+b0, b3+b1] in each 128-bit half.
+  static SPARSEKERN_INLINE Reg fold_pairs(Reg a, Reg b) {
+    return _mm256_add_ps(_mm256_blend_ps(a, b, 0xCC),
+                         _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 3, 2)));
+  }
+  static SPARSEKERN_INLINE Reg fold_neighbours(Reg a, Reg b) {
+    return _mm256_add_ps(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+                         _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+  }
+};
+
+}  // namespace sparsekern::avx2

@@ -1,0 +1,107 @@
+// Sixteen floats: AVX-512 F and BW.
+#pragma once
+#include <immintrin.h>
+
+#include "../../common/dtype.h"
+#include "../../common/inline.h"
+
+namespace sparsekern::avx512 {
+
+struct Vec {
+  static constexpr int kWidth = 16;
+  using Element = float;
+  using Reg = __m512;
+
+  static SPARSEKERN_INLINE Reg zero() { return _mm512_setzero_ps(); }
+  static SPARSEKERN_INLINE Reg broadcast(float value) { return _mm512_set1_ps(value); }
+  static SPARSEKERN_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static SPARSEKERN_INLINE Reg load(const BFloat16* p) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static SPARSEKERN_INLINE Reg load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static SPARSEKERN_INLINE void store(float* p, Reg r) { _mm512_storeu_ps(p, r); }
+  static SPARSEKERN_INLINE void store(BFloat16* p, Reg r) {
+    const __m512i bits = _mm512_castps_si512(r);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(r, r, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i chosen = _mm512_mask_mov_epi32(rounded, is_nan, quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+  }
+  static SPARSEKERN_INLINE void store(Half* p, Reg r) {
+    const __m256i bits = _mm512_cvtps_ph(r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+  }
+  static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+
+  // 16 x 16 transpose: pairs, quadruples, then 128-bit lanes twice.
+  static SPARSEKERN_INLINE void transpose(Reg* r) {
+    Reg t[16];
+    SPARSEKERN_UNROLL(16)
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    Reg u[16];
+    SPARSEKERN_UNROLL(16)
+    for (int i = 0; i < 16; i += 4) {
+      u[i] = _mm512_shuffle_ps(t[i], t[i + 2], _MM_SHUFFLE(1, 0, 1, 0));
+      u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], _MM_SHUFFLE(3, 2, 3, 2));
+      u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], _MM_SHUFFLE(1, 0, 1, 0));
+      u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], _MM_SHUFFLE(3, 2, 3, 2));
+    }
+    // u[4g + j] holds column j + 4 * lane of rows 4g..4g+3 in its 128-bit lanes.
+    SPARSEKERN_UNROLL(4)
+    for (int j = 0; j < 4; ++j) {
+      const Reg a = _mm512_shuffle_f32x4(u[j], u[4 + j], _MM_SHUFFLE(2, 0, 2, 0));
+      const Reg b = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], _MM_SHUFFLE(2, 0, 2, 0));
+      const Reg c = _mm512_shuffle_f32x4(u[j], u[4 + j], _MM_SHUFFLE(3, 1, 3, 1));
+      const Reg d = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], _MM_SHUFFLE(3, 1, 3, 1));
+      r[j] = _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(2, 0, 2, 0));
+      r[8 + j] = _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(3, 1, 3, 1));
+      r[4 + j] = _mm512_shuffle_f32x4(c, d, _MM_SHUFFLE(2, 0, 2, 0));
+      r[12 + j] = _mm512_shuffle_f32x4(c, d, _MM_SHUFFLE(3, 1, 3, 1));
+    }
+  }
+
+  // p[i] (+)= sum over lanes of r[i] for the first `count` of four vectors.
+  static SPARSEKERN_INLINE void reduce4(const Reg* r, int64_t count, bool accumulate, float* p) {
+    __m256 h[4];
+    SPARSEKERN_UNROLL(4)
+    for (int i = 0; i < 4; ++i) h[i] = add_halves(r[i]);
+    const __m256 q = fold_neighbours(fold_pairs(h[0], h[1]), fold_pairs(h[2], h[3]));
+    __m128 sums = _mm_add_ps(_mm256_castps256_ps128(q), _mm256_extractf128_ps(q, 1));
+    if (count >= 4) {
+      if (accumulate) sums = _mm_add_ps(sums, _mm_loadu_ps(p));
+      _mm_storeu_ps(p, sums);
+    } else {
+      const __mmask8 keep = __mmask8((1u << count) - 1);
+      if (accumulate) sums = _mm_add_ps(sums, _mm_maskz_loadu_ps(keep, p));
+      _mm_mask_storeu_ps(p, keep, sums);
+    }
+  }
+
+ private:
+  static SPARSEKERN_INLINE __m256 add_halves(Reg r) {
+    return _mm256_add_ps(_mm512_castps512_ps256(r),
+                         _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(r), 1)));
+  }
+  // [a0+a2, a1+a3, b2+b0, b3+b1] in each 128-bit half.
+  static SPARSEKERN_INLINE __m256 fold_pairs(__m256 a, __m256 b) {
+    return _mm256_add_ps(_mm256_blend_ps(a, b, 0xCC),
+                         _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 3, 2)));
+  }
+  static SPARSEKERN_INLINE __m256 fold_neighbours(__m256 a, __m256 b) {
+    return _mm256_add_ps(_mm256_shuffle_ps(a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+                         _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+  }
+};
+
+}  // namespace sparsekern::avx512

@@ -1,0 +1,62 @@
+// A "vector" of plain C++: what every platform can run, and the double-precision body.
+#pragma once
+#include <cstdint>
+
+#include "../../common/dtype.h"
+#include "../../common/inline.h"
+
+namespace sparsekern::scalar {
+
+template <typename T>
+struct VecOf {
+  static constexpr int kWidth = 8;
+  using Element = T;
+  struct Reg {
+    T lane[kWidth];
+  };
+
+  static SPARSEKERN_INLINE Reg zero() { return Reg{}; }
+  static SPARSEKERN_INLINE Reg broadcast(T value) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = value;
+    return r;
+  }
+  template <typename E>
+  static SPARSEKERN_INLINE Reg load(const E* p) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = widen(p[i]);
+    return r;
+  }
+  template <typename E>
+  static SPARSEKERN_INLINE void store(E* p, const Reg& r) {
+    for (int i = 0; i < kWidth; ++i) narrow(r.lane[i], p + i);
+  }
+  static SPARSEKERN_INLINE Reg add(const Reg& a, const Reg& b) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] + b.lane[i];
+    return r;
+  }
+  static SPARSEKERN_INLINE Reg mul_add(const Reg& a, const Reg& b, const Reg& c) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
+    return r;
+  }
+  static SPARSEKERN_INLINE void transpose(Reg* r) {
+    for (int i = 0; i < kWidth; ++i)
+      for (int j = 0; j < i; ++j) {
+        const T swapped = r[i].lane[j];
+        r[i].lane[j] = r[j].lane[i];
+        r[j].lane[i] = swapped;
+      }
+  }
+  // p[i] (+)= sum over lanes of r[i] for the first `count` of four vectors.
+  static SPARSEKERN_INLINE void reduce4(const Reg* r, int64_t count, bool accumulate, T* p) {
+    for (int i = 0; i < 4 && i < count; ++i) {
+      const T* l = r[i].lane;
+      const T sum = ((l[0] + l[1]) + (l[2] + l[3])) + ((l[4] + l[5]) + (l[6] + l[7]));
+      p[i] = accumulate ? p[i] + sum : sum;
+    }
+  }
+};
+
+}  // namespace sparsekern::scalar

@@ -1,0 +1,91 @@
+// Formula    bit i % 8 of byte i / 8 is element i of the mask in row-major order (lowest bit
+// first).
+//            mask_pack_bits, mask_unpack_bits; mask_apply_: x[i] = 0 where bit i is 0.
+// Mapping    pieces of the bytes.
+// Arithmetic mask_apply_ clears bits by AND, so that a masked NaN becomes zero too.
+// Contract   sparsekern/ops/mask/bits.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "../../common/ceil_div.h"
+#include "../../common/check.h"
+#include "../parallel.h"
+
+namespace sparsekern {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Tensor mask_pack_bits_cpu(Tensor mask) {
+  SPARSEKERN_CHECK(mask.scalar_type() == ScalarType::Bool,
+                   "Expected mask to have dtype torch.bool. Got another dtype.");
+  const Tensor source = torch::stable::contiguous(mask);
+  const int64_t numel = mask.numel();
+  Tensor bits = torch::stable::empty({ceil_div(numel, 8)}, ScalarType::Byte);
+  const uint8_t* flags = static_cast<const uint8_t*>(source.data_ptr());
+  uint8_t* bytes = static_cast<uint8_t*>(bits.mutable_data_ptr());
+  parallel_range(bits.numel(), [&](int64_t begin, int64_t end) {
+    for (int64_t byte = begin; byte < end; ++byte) {
+      unsigned value = 0;
+      const int64_t count = std::min<int64_t>(8, numel - 8 * byte);
+      for (int64_t i = 0; i < count; ++i) value |= unsigned(flags[8 * byte + i] != 0) << i;
+      bytes[byte] = uint8_t(value);
+    }
+  });
+  return bits;
+}
+
+Tensor mask_unpack_bits_cpu(Tensor bits, std::vector<int64_t> shape) {
+  Tensor mask = torch::stable::empty(shape, ScalarType::Bool);
+  const int64_t numel = mask.numel();
+  SPARSEKERN_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous() &&
+                       bits.numel() == ceil_div(numel, 8),
+                   "Expected bits to be ", ceil_div(numel, 8), " contiguous bytes. Got ",
+                   bits.numel(), " elements.");
+  const uint8_t* bytes = static_cast<const uint8_t*>(bits.data_ptr());
+  uint8_t* flags = static_cast<uint8_t*>(mask.mutable_data_ptr());
+  parallel_range(bits.numel(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = 8 * begin; i < std::min(numel, 8 * end); ++i)
+      flags[i] = (bytes[i / 8] >> (i % 8)) & 1u;
+  });
+  return mask;
+}
+
+template <typename E>
+void apply(const uint8_t* bytes, int64_t numel, void* data) {
+  E* x = static_cast<E*>(data);
+  parallel_range(ceil_div(numel, 8), [&](int64_t begin, int64_t end) {
+    for (int64_t byte = begin; byte < end; ++byte) {
+      const unsigned value = bytes[byte];
+      if (value == 0xffu) continue;
+      const int64_t count = std::min<int64_t>(8, numel - 8 * byte);
+      for (int64_t i = 0; i < count; ++i) x[8 * byte + i] &= E(0) - E((value >> i) & 1u);
+    }
+  });
+}
+
+void mask_apply_cpu(Tensor x, Tensor bits) {
+  SPARSEKERN_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous() &&
+                       bits.numel() == ceil_div(x.numel(), 8),
+                   "Expected bits to be ", ceil_div(x.numel(), 8), " contiguous bytes. Got ",
+                   bits.numel(), " elements.");
+  SPARSEKERN_CHECK(x.is_contiguous(), "Expected x to be contiguous. Got a tensor with gaps.");
+  const uint8_t* bytes = static_cast<const uint8_t*>(bits.data_ptr());
+  const size_t size = x.element_size();
+  SPARSEKERN_CHECK(size == 2 || size == 4 || size == 8,
+                   "Expected x to have elements of 2, 4 or 8 bytes. Got ", size, ".");
+  const auto clear = size == 8 ? apply<uint64_t> : size == 4 ? apply<uint32_t> : apply<uint16_t>;
+  clear(bytes, x.numel(), x.mutable_data_ptr());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
+  m.impl("mask_pack_bits", TORCH_BOX(&mask_pack_bits_cpu));
+  m.impl("mask_unpack_bits", TORCH_BOX(&mask_unpack_bits_cpu));
+  m.impl("mask_apply_", TORCH_BOX(&mask_apply_cpu));
+}
+
+}  // namespace sparsekern
