@@ -1,0 +1,69 @@
+"""The house error sentences: ``Expected <what> <must>. Got <value>.``"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def describe(value: object) -> str:
+    """Short text for the 'Got' half of a sentence."""
+    if isinstance(value, Tensor):
+        return f"a {tuple(value.shape)} tensor of {value.dtype} on {value.device}"
+    return repr(value)
+
+
+def check_tensor(value: object, name: str, *, ndim: int | None = None) -> None:
+    """Raises TypeError unless ``value`` is a tensor, ValueError unless it has ``ndim`` dims."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected {name} to be a tensor. Got {type(value).__name__}.")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"Expected {name} to have {ndim} dimensions. Got shape {shape(value)}.")
+
+
+def check_dtype(value: Tensor, name: str, allowed: tuple[torch.dtype, ...]) -> None:
+    """Raises TypeError unless the tensor has one of the dtypes."""
+    if value.dtype not in allowed:
+        names = " or ".join(str(dtype) for dtype in allowed)
+        raise TypeError(f"Expected {name} to have dtype {names}. Got {value.dtype}.")
+
+
+def check_device(value: Tensor, name: str, device: torch.device, other: str) -> None:
+    """Raises ValueError unless the tensor is on ``device``, where the tensor ``other`` is."""
+    if value.device != device:
+        raise ValueError(f"Expected {name} to be on {device} like {other}. Got {value.device}.")
+
+
+def check_shape(value: Tensor, name: str, expected: Sequence[int]) -> None:
+    """Raises ValueError unless the tensor has exactly this shape."""
+    if value.shape != expected:
+        raise ValueError(f"Expected {name} to have shape {tuple(expected)}. Got {shape(value)}.")
+
+
+def check_fraction(value: float, name: str) -> None:
+    """Raises unless ``value`` is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Expected {name} to be a number. Got {value!r}.")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"Expected {name} to be in [0, 1]. Got {value!r}.")
+
+
+def check_positive(value: int, name: str) -> None:
+    """Raises unless ``value`` is a whole number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected {name} to be an integer. Got {value!r}.")
+    if value <= 0:
+        raise ValueError(f"Expected {name} to be above 0. Got {value}.")
+
+
+def shape(value: Tensor) -> tuple[int, ...]:
+    """The tensor's shape as a plain tuple (prints without torch.Size)."""
+    return tuple(value.shape)
+
+
+def as_rows(value: Tensor) -> Tensor:
+    """``[..., n]`` as ``[batch, n]``, also for one vector and for no elements."""
+    return value.reshape(math.prod(value.shape[:-1]), value.shape[-1])

@@ -1,0 +1,89 @@
+"""Finds and loads the native library, and remembers why it could not.
+
+The library (``lib/libsparsekern_cpu.so``) registers CPU kernels for ops whose schemas are defined
+in Python (:mod:`sparsekern.ops`). It uses torch's stable ABI only, so one file serves every torch
+from 2.10 on. Without it every op runs its plain-torch reference.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+PACKAGE = Path(__file__).resolve().parent
+ISAS = ("scalar", "avx2", "avx512")
+MINIMUM_TORCH = (2, 10)
+
+
+@dataclass
+class NativeLibrary:
+    """What was loaded, or the reason why nothing was."""
+
+    path: Path | None = None
+    isa: str | None = None
+    reason: str | None = None
+    warned: bool = field(default=False, repr=False)
+
+    @property
+    def loaded(self) -> bool:
+        return self.path is not None
+
+    def warn_once(self) -> None:
+        """One warning per process: everything works without the library, but slowly."""
+        if not self.loaded and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"sparsekern runs on its plain-torch references, which save no time: {self.reason}",
+                stacklevel=3,
+            )
+
+
+def _candidates() -> list[Path]:
+    """Where the library may lie: the package, then build folders of a source checkout."""
+    name = "libsparsekern_cpu.so"
+    places = [PACKAGE / "lib" / name]
+    places += sorted((PACKAGE.parent / "build").glob(f"**/{name}"))
+    return places
+
+
+def _check_isa() -> None:
+    wanted = os.environ.get("SPARSEKERN_ISA")
+    if wanted is not None and wanted not in ISAS:
+        raise ValueError(f"Expected SPARSEKERN_ISA to be one of {', '.join(ISAS)}. Got {wanted!r}.")
+
+
+def _load() -> NativeLibrary:
+    if os.environ.get("SPARSEKERN_NATIVE", "1") == "0":
+        return NativeLibrary(reason="SPARSEKERN_NATIVE=0 is set.")
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < MINIMUM_TORCH:
+        return NativeLibrary(reason=f"torch >= 2.10 is needed. Got {torch.__version__}.")
+    found = [path for path in _candidates() if path.exists()]
+    if not found:
+        return NativeLibrary(
+            reason=f"no native library in {PACKAGE / 'lib'}; "
+            "build it with `pip install .` (see README, Install)."
+        )
+    try:
+        torch.ops.load_library(str(found[0]))
+        active_isa = ctypes.CDLL(str(found[0])).sparsekern_active_isa
+    except (OSError, AttributeError) as error:
+        return NativeLibrary(reason=f"{found[0]} could not be loaded: {error}")
+    active_isa.restype = ctypes.c_char_p
+    isa = active_isa().decode()
+    wanted = os.environ.get("SPARSEKERN_ISA")
+    if wanted is not None and wanted != isa:
+        raise RuntimeError(
+            f"Expected SPARSEKERN_ISA to name an instruction set of this machine. Got {wanted!r}; "
+            f"the widest here is {isa!r}."
+        )
+    return NativeLibrary(path=found[0], isa=isa)
+
+
+_check_isa()
+native = _load()

@@ -1,0 +1,66 @@
+"""The index of a CSR matrix: what kernels need besides the values."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsekern.ops.csr.from_mask import from_mask
+from sparsekern.ops.csr.panel_starts import panel_starts
+from sparsekern.ops.csr.transpose import transpose
+
+
+class CsrIndex(NamedTuple):
+    """Index tensors of an ``[O, I]`` matrix with ``nnz`` kept entries, all int32.
+
+    ``crow`` [O + 1] and ``col`` [nnz] are torch's ``crow_indices`` and ``col_indices``; the rest
+    follows from them: the same matrix by columns (``crow_t`` [I + 1], ``col_t`` [nnz], and ``perm``
+    [nnz] with ``values_t = values[perm]``), and where the rows of both begin in each panel of
+    columns (``starts``, ``starts_t``; see :func:`sparsekern.ops.csr.panel_starts`).
+    """
+
+    crow: Tensor
+    col: Tensor
+    starts: Tensor
+    crow_t: Tensor
+    col_t: Tensor
+    perm: Tensor
+    starts_t: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.crow.shape[0] - 1, self.crow_t.shape[0] - 1
+
+    @property
+    def nnz(self) -> int:
+        return self.col.shape[0]
+
+
+def build_index(crow: Tensor, col: Tensor, in_features: int) -> CsrIndex:
+    """Everything that follows from ``crow`` and ``col`` of an ``[O, in_features]`` matrix.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit.
+        RuntimeError: columns that are unsorted, repeated or out of range (native code).
+
+    Cost: O(nnz + O + I); less than one training step of the layer at batch 128.
+    """
+    crow_t, col_t, perm = transpose(crow, col, in_features)
+    rows = crow.shape[0] - 1
+    return CsrIndex(
+        crow,
+        col,
+        panel_starts(crow, col, in_features),
+        crow_t,
+        col_t,
+        perm,
+        panel_starts(crow_t, col_t, rows),
+    )
+
+
+def index_from_mask(mask: Tensor, nnz: int | None = None) -> CsrIndex:
+    """The index of a bool matrix. ``nnz`` may be given to spare the count."""
+    crow, col = from_mask(mask, int(torch.count_nonzero(mask)) if nnz is None else nnz)
+    return build_index(crow, col, mask.shape[1])

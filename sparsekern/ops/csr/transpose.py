@@ -1,0 +1,96 @@
+"""``csr_transpose``: the same matrix by columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsekern.ops._define import Cost, Sample, define_op
+from sparsekern.ops.csr._checks import check_rows
+from sparsekern.ops.csr._rows import row_of
+from sparsekern.ops.csr._samples import matrices
+from sparsekern.ops.csr.from_mask import from_mask
+
+
+def _reference(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    nnz = col.shape[0]
+    row = row_of(crow, nnz)
+    perm = torch.argsort(col, stable=True)
+    per_column = torch.zeros(cols + 1, dtype=torch.int64, device=col.device)
+    per_column.scatter_add_(0, col.long() + 1, torch.ones_like(col, dtype=torch.int64))
+    return (
+        per_column.cumsum(0).to(torch.int32),
+        row[perm].to(torch.int32),
+        perm.to(torch.int32),
+    )
+
+
+def _check(crow: Tensor, col: Tensor, cols: int) -> None:
+    check_rows(crow, col)
+    if not isinstance(cols, torch.SymInt) and not 0 <= cols < 2**31:
+        raise ValueError(f"Expected cols to be at least 0 and below 2^31. Got {cols}.")
+
+
+def _fake(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    return crow.new_empty(cols + 1), torch.empty_like(col), torch.empty_like(col)
+
+
+def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for name, mask in matrices():
+        crow, col = from_mask(mask.to(device), int(mask.sum()))
+        yield Sample((crow, col, mask.shape[1]), name, small=mask.numel() < 100)
+
+
+def _errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
+    crow, col = from_mask(torch.eye(3, dtype=torch.bool), 3)
+    yield (crow.long(), col, 3), TypeError, "Expected crow to have dtype torch.int32"
+    yield (crow, col[None], 3), ValueError, "Expected col to have 1 dimensions"
+    yield (crow[:0], col, 3), ValueError, "Expected crow to have one element more"
+    yield (crow, col, -1), ValueError, "Expected cols to be at least 0"
+
+
+def _cost(crow: Tensor, col: Tensor, cols: int) -> Cost:
+    nnz = col.shape[0]
+    return Cost(
+        flops=0,
+        bytes_read=4 * (2 * nnz + crow.shape[0]),
+        bytes_written=4 * (2 * nnz + cols + 1),
+    )
+
+
+transpose_op = define_op(
+    "csr_transpose(Tensor crow, Tensor col, SymInt cols) -> (Tensor, Tensor, Tensor)",
+    reference=_reference,
+    check=_check,
+    fake=_fake,
+    setup=None,
+    backward="an index has no gradient.",
+    samples=_samples,
+    errors=_errors,
+    cost=_cost,
+)
+
+
+def transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The compressed columns of a CSR matrix, and where its values go: ``values_t = values[perm]``.
+
+    Args:
+        crow: ``[O + 1]`` int32.
+        col: ``[nnz]`` int32, ascending in every row.
+        cols: number of columns ``I``.
+
+    Returns:
+        ``crow_t`` ``[I + 1]``, ``col_t`` ``[nnz]`` (rows, ascending in every column) and ``perm``
+        ``[nnz]``, int32.
+
+    Raises:
+        TypeError, ValueError: another dtype, number of dimensions or device.
+        RuntimeError: row bounds or columns that are not those of a sorted matrix (native code).
+
+    Gradients: none. Deterministic, for any number of threads.
+    Cost: a counting sort, O(nnz + O + I).
+    """
+    return transpose_op(crow, col, cols)

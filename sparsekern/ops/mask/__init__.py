@@ -1,0 +1,7 @@
+"""Masks: selecting, packing and applying them."""
+
+from sparsekern.ops.mask.bits import apply_, pack_bits, unpack_bits
+from sparsekern.ops.mask.linear import linear
+from sparsekern.ops.mask.topk import topk
+
+__all__ = ["apply_", "linear", "pack_bits", "topk", "unpack_bits"]

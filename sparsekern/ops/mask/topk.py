@@ -1,0 +1,118 @@
+"""``mask_topk``: keep the k largest scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern.ops._define import Cost, Sample, define_op
+
+
+def _reference(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
+    flat = scores.flatten()
+    usable = torch.ones_like(flat, dtype=torch.bool) if among is None else among.flatten()
+    if k > int(usable.sum()):
+        raise RuntimeError(f"Expected k to be at most the number of candidates. Got {k}.")
+    # Two stable sorts: by score (NaN lowest), then candidates first.
+    order = torch.argsort(
+        flat.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf),
+        descending=True,
+        stable=True,
+    )
+    order = order[torch.argsort(flat[order].isnan().to(torch.uint8), stable=True)]
+    order = order[torch.argsort((~usable[order]).to(torch.uint8), stable=True)]
+    mask = torch.zeros_like(usable)
+    mask[order[:k]] = True
+    return mask.view(scores.shape)
+
+
+def _check(scores: Tensor, k: int, among: Tensor | None = None) -> None:
+    check_tensor(scores, "scores")
+    check_dtype(scores, "scores", (torch.float32, torch.float64))
+    if not isinstance(k, torch.SymInt) and not 0 <= k <= scores.numel():
+        raise ValueError(f"Expected k to be between 0 and {scores.numel()}. Got {k}.")
+    if among is not None:
+        check_dtype(among, "among", (torch.bool,))
+        check_shape(among, "among", tuple(scores.shape))
+        check_device(among, "among", scores.device, "scores")
+
+
+def _fake(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool, memory_format=torch.contiguous_format)
+
+
+def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(40, 50, generator=generator).to(device, dtype)
+    for k in (0, 1, 777, 1999, 2000):
+        yield Sample((scores, k, None), f"random_{k}", small=True)
+    yield Sample((scores.t(), 333, None), "strided")
+    yield Sample((scores, 100, scores > 0.5), "among")
+    yield Sample((scores, int((scores > 0.5).sum()), scores > 0.5), "among_all")
+    yield Sample((torch.zeros_like(scores), 123, None), "all_equal")
+    few = (torch.arange(2000, device=device) % 3).to(dtype).view(40, 50)
+    yield Sample((few, 1000, None), "ties")
+    signed = torch.tensor([0.0, -0.0, 0.0, -0.0, 1.0, -1.0], device=device, dtype=dtype)
+    yield Sample((signed, 3, None), "signed_zeros", small=True)
+    inf = float("inf")
+    odd = torch.tensor([float("nan"), -inf, inf, 0.0, float("nan"), -2.0, inf], dtype=dtype)
+    for k in (1, 2, 4, 5, 6):
+        yield Sample((odd.to(device), k, None), f"not_finite_{k}", small=True)
+    yield Sample((torch.empty(0, device=device, dtype=dtype), 0, None), "nothing", small=True)
+    long = torch.randn(200_000, generator=generator).to(device, dtype)
+    yield Sample((long, 10_000, None), "several_chunks")
+    yield Sample(
+        (torch.full((150_000,), 2.0, device=device, dtype=dtype), 140_000, None), "long_ties"
+    )
+
+
+def _errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
+    scores = torch.zeros(2, 3)
+    yield (scores.long(), 1, None), TypeError, "Expected scores to have dtype"
+    yield (scores, 7, None), ValueError, "Expected k to be between 0 and 6"
+    yield (scores, 1, torch.zeros(3, dtype=torch.bool)), ValueError, "Expected among to have shape"
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    yield (scores, 1, nothing), RuntimeError, "Expected k to be at most the number of candidates"
+
+
+def _cost(scores: Tensor, k: int, among: Tensor | None = None) -> Cost:
+    passes = 5 if scores.dtype == torch.float32 else 8
+    return Cost(0, passes * scores.numel() * scores.element_size(), scores.numel())
+
+
+topk_op = define_op(
+    "mask_topk(Tensor scores, SymInt k, Tensor? among=None) -> Tensor",
+    reference=_reference,
+    check=_check,
+    fake=_fake,
+    setup=None,
+    backward="a mask has no gradient.",
+    samples=_samples,
+    errors=_errors,
+    cost=_cost,
+)
+
+
+def topk(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
+    """The mask of the ``k`` largest scores; of equal ones, the first in row-major order.
+
+    Args:
+        scores: any shape, float32 or float64. NaN ranks below everything, ``-0.0`` equals ``0.0``.
+        k: how many to keep, at most the number of candidates.
+        among: bool of the same shape, the candidates; None means all.
+
+    Returns:
+        bool of the same shape with exactly ``k`` True entries.
+
+    Raises:
+        TypeError, ValueError: dtype, shape or device of an argument; ``k`` out of range.
+        RuntimeError: fewer candidates than ``k``.
+
+    Gradients: none. Deterministic, for any number of threads. Cost: radix select, about five reads
+    of float32 scores (eight of float64), no sort.
+    """
+    return topk_op(scores, k, among)

@@ -1,0 +1,98 @@
+"""What tests and benchmarks share: devices, the tolerance rule, and running op samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsekern.ops import Op, Sample
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ROUNDINGS = 4  # the "few units of rounding" of the tolerance rule
+
+
+def devices() -> list[torch.device]:
+    """Devices of this machine that ops are tested on."""
+    found = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        found.append(torch.device("cuda"))
+    return found
+
+
+def to_oracle(value: Any) -> Any:
+    """The same argument in float64."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().double()
+    return value
+
+
+def tensors(result: Any) -> tuple[Tensor, ...]:
+    """The tensors of an op's result."""
+    if result is None:
+        return ()
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def assert_close_to_oracle(got: Tensor, plain: Tensor, oracle: Tensor, what: str) -> None:
+    """The one tolerance rule: error at most twice that of plain torch, plus a few roundings.
+
+    ``plain`` is torch's own result in the dtype of ``got``, ``oracle`` the same in float64.
+    """
+    assert got.shape == oracle.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(oracle.shape)}"
+    if not got.is_floating_point():
+        assert torch.equal(got, oracle), f"{what}: not equal to the reference"
+        return
+    if got.numel() == 0:
+        return
+    finite = oracle.isfinite()
+    assert torch.equal(got.isfinite().cpu(), finite.cpu()), f"{what}: finite elsewhere"
+    exact = oracle.where(finite, 0)
+    error = (got.double() - exact).where(finite, 0).abs().max()
+    plain_error = (plain.double() - exact).where(finite, 0).abs().max()
+    rounding = torch.finfo(got.dtype).eps * exact.abs().max()
+    allowed = 2 * plain_error + ROUNDINGS * rounding
+    assert error <= allowed, f"{what}: error {error:.3g} above {allowed:.3g}"
+
+
+def leaves(args: Iterable[Any], needs_grad: bool) -> list[Any]:
+    """Fresh copies of the arguments (strides kept); floating ones are leaves of a graph."""
+    copies = []
+    for value in args:
+        if not isinstance(value, Tensor):
+            copies.append(value)
+        elif value.is_floating_point():
+            copies.append(copy_strided(value).requires_grad_(needs_grad))
+        else:
+            copies.append(value.clone())
+    return copies
+
+
+def copy_strided(value: Tensor) -> Tensor:
+    """A copy with the same strides, gaps and overlaps included."""
+    value = value.detach()
+    if value.numel() == 0:
+        return value.clone()
+    span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
+    storage = value.as_strided((span,), (1,)).clone()
+    return storage.as_strided(value.shape, value.stride())
+
+
+def has_gradient(op: Op) -> bool:
+    """Whether the op can be differentiated."""
+    return not isinstance(op.backward, str)
+
+
+def run_with_gradients(
+    function: Any, sample: Sample, args: list[Any], **kwargs: Any
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    """Outputs, and the gradients of every floating argument for fixed output gradients."""
+    outputs = tensors(function(*args, **sample.kwargs, **kwargs))
+    inputs = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+    weights = [
+        torch.linspace(-1, 1, o.numel(), device=o.device).view(o.shape).to(o) for o in outputs
+    ]
+    gradients = torch.autograd.grad(outputs, inputs, weights, allow_unused=True)
+    return tuple(o.detach() for o in outputs), gradients
