@@ -1,0 +1,17 @@
+"""How kept weights are stored. A pattern says what a mask may look like; a plan, which format."""
+
+from sparsekern.formats.base import FORMATS, FormatBytes, SparseFormat, TopologyChange
+from sparsekern.formats.csr import CsrFormat
+from sparsekern.formats.masked import MaskedFormat
+from sparsekern.formats.plan import choose_format, choose_kernel
+
+__all__ = [
+    "FORMATS",
+    "CsrFormat",
+    "FormatBytes",
+    "MaskedFormat",
+    "SparseFormat",
+    "TopologyChange",
+    "choose_format",
+    "choose_kernel",
+]

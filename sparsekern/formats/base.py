@@ -1,0 +1,246 @@
+"""``SparseFormat``: what every format promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern._checks import check_dtype, check_shape, check_tensor
+from sparsekern._extension import native
+from sparsekern._registry import Registry
+
+FORMATS: Registry[type[SparseFormat]] = Registry("format")
+
+FORMAT_VERSION = 1  # of the keys and meaning of a format's state_dict
+
+
+@dataclass(frozen=True)
+class FormatBytes:
+    """Bytes a format holds: trainable numbers, and all indices and layouts."""
+
+    weight: int
+    index: int
+
+    @property
+    def total(self) -> int:
+        return self.weight + self.index
+
+
+@dataclass(frozen=True)
+class TopologyChange:
+    """What a change of mask did to a format's parameter; tells how per-weight state moves.
+
+    ``positions`` (compact formats) holds, for every element of the new parameter, its position in
+    the old one (of ``old_numel`` elements), or -1 for a grown weight. ``kept`` (dense masters) is
+    True where a weight was active before and after. Exactly one of the two is set.
+    """
+
+    positions: Tensor | None = None
+    kept: Tensor | None = None
+    old_numel: int | None = None
+
+    def move(self, state: Tensor) -> Tensor:
+        """Per-weight state after the change: kept weights keep theirs, grown ones start at zero."""
+        if self.positions is not None:
+            old = state.flatten()
+            if old.numel() == 0:
+                return old.new_zeros(self.positions.shape)
+            moved = old[self.positions.clamp(min=0).long()]
+            return torch.where(self.positions >= 0, moved, moved.new_zeros(()))
+        assert self.kept is not None
+        return torch.where(self.kept.view(state.shape), state, state.new_zeros(()))
+
+
+def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """``parameter.data = data``, possibly of another shape; drops the gradient.
+
+    Raises RuntimeError, with nothing changed, when a graph of an earlier forward pass is still
+    alive: autograd remembers the old shape in it and would refuse the next gradient.
+    """
+    if parameter.shape != data.shape and parameter.requires_grad:
+        old = parameter.data
+        parameter.data = data
+        with torch.enable_grad():
+            accumulator = parameter.expand_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+        if tuple(accumulator._input_metadata[0].shape) != tuple(data.shape):  # type: ignore[union-attr]
+            parameter.data = old
+            raise RuntimeError(
+                f"Expected no graph of an earlier step to be alive while a parameter changes its "
+                f"shape from {tuple(old.shape)} to {tuple(data.shape)}. Got one: delete the last "
+                "loss and outputs first (del loss)."
+            )
+    parameter.data = data
+    parameter.grad = None
+
+
+class SparseFormat(nn.Module, ABC):
+    """Storage of one sparse weight: a Parameter for the trainable numbers, buffers for the index.
+
+    ``parameter`` is what an optimiser sees. Compact formats (``master = "compact"``) keep only the
+    kept weights in it; dense masters keep the dense shape for the whole run.
+    """
+
+    name: ClassVar[str]
+    master: ClassVar[str]
+    shape: tuple[int, ...]
+    version: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        native.warn_once()
+        self.shape = tuple(shape)
+        self.register_buffer("version", torch.tensor(FORMAT_VERSION, dtype=torch.int32))
+        self._probe: Tensor | None = None
+
+    @classmethod
+    @abstractmethod
+    def from_dense(cls, weight: Tensor, mask: Tensor | None = None) -> SparseFormat:
+        """A new format that holds ``weight`` where ``mask`` (default: its non-zeros) is True."""
+
+    @property
+    @abstractmethod
+    def parameter(self) -> nn.Parameter:
+        """The trainable numbers."""
+
+    @abstractmethod
+    def adopt(self, parameter: nn.Parameter) -> None:
+        """Moves the trainable numbers into an existing Parameter object, which an optimiser may
+        hold already; its gradient is dropped."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """The weight with zeros, exact and differentiable."""
+
+    @abstractmethod
+    def mask(self) -> Tensor:
+        """Which weights are kept: bool of the weight's shape."""
+
+    @abstractmethod
+    def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
+        """``[nnz]`` numbers of the kept weights in row-major order of the mask: the weights
+        themselves, or those of a tensor shaped like the parameter (a gradient, a momentum)."""
+
+    @abstractmethod
+    def set_mask(self, mask: Tensor) -> TopologyChange:
+        """Changes the topology. Kept weights keep their values, grown ones are zero. With an equal
+        number of kept weights every tensor is changed in place (no recompilation)."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``y = x W^T + bias``."""
+
+    @property
+    @abstractmethod
+    def nnz(self) -> int:
+        """Number of kept weights."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> FormatBytes:
+        """Bytes of the parameter, and of every index and layout."""
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Raises ValueError that names the broken invariant, if one is broken."""
+
+    @property
+    def numel(self) -> int:
+        """Number of weights of the dense layer."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def density(self) -> float:
+        """Fraction of kept weights."""
+        return self.nnz / self.numel if self.numel else 1.0
+
+    # The dense gradient, for methods that grow weights by it.
+
+    def arm_dense_grad(self) -> None:
+        """From now on every backward pass also adds up the gradient of the full dense weight."""
+        zero = torch.zeros((), dtype=self.parameter.dtype, device=self.parameter.device)
+        if zero.dtype in (torch.bfloat16, torch.float16):
+            zero = zero.float()
+        self._probe = zero.expand(self._matrix_shape()).detach().requires_grad_()
+
+    def take_dense_grad(self) -> Tensor | None:
+        """The dense gradient since :meth:`arm_dense_grad`, shaped like the weight; disarms.
+
+        None if it was not armed or no backward pass came.
+        """
+        probe, self._probe = self._probe, None
+        if probe is None or probe.grad is None:
+            return None
+        return probe.grad.view(self.shape)
+
+    def _matrix_shape(self) -> tuple[int, int]:
+        rows = self.shape[0]
+        return rows, self.numel // rows if rows else 0
+
+    def _check_mask(self, mask: Tensor) -> Tensor:
+        check_tensor(mask, "mask")
+        check_dtype(mask, "mask", (torch.bool,))
+        check_shape(mask, "mask", self.shape)
+        return mask.to(self.parameter.device)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Adopts the topology of a checkpoint of the same format; refuses any other."""
+        error_msgs: list[str] = args[-1] if args else kwargs["error_msgs"]
+        own = set(self._persistent_names())
+        found = {
+            key[len(prefix) :]
+            for key in state_dict
+            if key.startswith(prefix) and "." not in key[len(prefix) :]
+        }
+        reason = self._refusal(state_dict, prefix, own, found)
+        if reason is not None:
+            error_msgs.append(reason)
+            return
+        if own <= found:
+            self._prepare_load(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if own <= found:
+            self._finish_load()
+
+    def _persistent_names(self) -> list[str]:
+        buffers = [key for key in self._buffers if key not in self._non_persistent_buffers_set]
+        return [*self._parameters, *buffers]
+
+    def _refusal(
+        self, state_dict: Mapping[str, Any], prefix: str, own: set[str], found: set[str]
+    ) -> str | None:
+        if found and found != own and "version" in found:
+            return (
+                f"Expected {prefix[:-1]} to be of format {self.name!r} with keys "
+                f"{', '.join(sorted(own))}. Got {', '.join(sorted(found))}: convert the layer to "
+                "the checkpoint's format first."
+            )
+        if "version" in found and int(state_dict[prefix + "version"]) != FORMAT_VERSION:
+            return (
+                f"Expected {prefix}version to be {FORMAT_VERSION}. Got "
+                f"{int(state_dict[prefix + 'version'])}, written by another version of sparsekern."
+            )
+        if found == own:
+            return self._refuse_content(state_dict, prefix)
+        return None
+
+    def _refuse_content(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """A sentence if the checkpoint's tensors cannot be those of this layer."""
+        return None
+
+    @abstractmethod
+    def _prepare_load(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Gives parameters and buffers the sizes of the checkpoint."""
+
+    @abstractmethod
+    def _finish_load(self) -> None:
+        """Rebuilds what is not stored."""
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}"

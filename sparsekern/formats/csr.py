@@ -1,0 +1,168 @@
+"""``csr``: any mask; one value and one column index per kept weight, nothing for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern.formats.base import (
+    FORMATS,
+    FormatBytes,
+    SparseFormat,
+    TopologyChange,
+    replace_data,
+)
+from sparsekern.ops import csr
+from sparsekern.ops.csr import CsrIndex
+
+
+class CsrFormat(SparseFormat):
+    """Compact rows: ``values`` is a Parameter of ``[nnz]`` in row-major order of the mask.
+
+    Weights, gradients, optimiser state and all-reduce shrink with the density. ``crow`` and ``col``
+    are stored; the transposed index and the panel starts of both follow from them and are rebuilt
+    at load.
+
+    Bytes: 4 for a value, about 13 for indices per kept weight (``col``, ``col_t``, ``perm``, panel
+    starts in both directions).
+    """
+
+    name: ClassVar[str] = "csr"
+    master: ClassVar[str] = "compact"
+    crow: Tensor
+    col: Tensor
+    starts: Tensor
+    crow_t: Tensor
+    col_t: Tensor
+    perm: Tensor
+    starts_t: Tensor
+
+    def __init__(self, values: Tensor, index: CsrIndex, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        check_shape(values, "values", (index.nnz,))
+        self.values = nn.Parameter(values)
+        for name, tensor in zip(CsrIndex._fields, index, strict=True):
+            self.register_buffer(name, tensor, persistent=name in ("crow", "col"))
+        self.variant = "auto"
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, mask: Tensor | None = None) -> CsrFormat:
+        check_tensor(weight, "weight")
+        weight = weight.detach()
+        mask = weight != 0 if mask is None else mask
+        check_dtype(mask, "mask", (torch.bool,))
+        check_shape(mask, "mask", tuple(weight.shape))
+        check_device(mask, "mask", weight.device, "weight")
+        index = csr.index_from_mask(mask.flatten(1))
+        values = csr.gather(weight.flatten(1), index.crow, index.col)
+        return cls(values, index, tuple(weight.shape))
+
+    @property
+    def index(self) -> CsrIndex:
+        """The index tensors as the ops take them."""
+        buffers = self._buffers  # PERF: 0.7 us; seven times nn.Module.__getattr__ take 5 us
+        return CsrIndex(*[buffers[name] for name in CsrIndex._fields])  # type: ignore[arg-type]
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.values
+
+    def adopt(self, parameter: nn.Parameter) -> None:
+        replace_data(parameter, self.values.data)
+        self.values = parameter
+
+    @property
+    def nnz(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def nbytes(self) -> FormatBytes:
+        return FormatBytes(self.values.nbytes, sum(tensor.nbytes for tensor in self.index))
+
+    def to_dense(self) -> Tensor:
+        return csr.to_dense(self.values, self.crow, self.col, self._matrix_shape()[1]).view(
+            self.shape
+        )
+
+    def mask(self) -> Tensor:
+        ones = torch.ones(self.nnz, dtype=torch.bool, device=self.col.device)
+        return csr.to_dense(ones, self.crow, self.col, self._matrix_shape()[1]).view(self.shape)
+
+    def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
+        return self.values.detach() if dense_or_parameter is None else dense_or_parameter
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return csr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor) -> TopologyChange:
+        index = csr.index_from_mask(self._check_mask(mask).flatten(1))
+        positions = csr.position_map(self.crow, self.col, index.crow, index.col)
+        change = TopologyChange(positions=positions, old_numel=self.nnz)
+        values = change.move(self.values.data)
+        if index.nnz == self.nnz:
+            self.values.copy_(values)
+        else:
+            replace_data(self.values, values)
+        self._set_index(index)
+        return change
+
+    def _set_index(self, index: CsrIndex) -> None:
+        for name, tensor in zip(CsrIndex._fields, index, strict=True):
+            own = getattr(self, name)
+            if own.shape == tensor.shape:
+                own.copy_(tensor)
+            else:
+                setattr(self, name, tensor)
+
+    def validate(self) -> None:
+        reason = self._broken_rows(self.crow, self.col, self.nnz)
+        if reason is not None:
+            raise ValueError(reason)
+        rebuilt = csr.build_index(self.crow, self.col, self._matrix_shape()[1])
+        for name, own, right in zip(CsrIndex._fields, self.index, rebuilt, strict=True):
+            if not torch.equal(own, right):
+                raise ValueError(f"Expected {name} to follow from crow and col. Got another index.")
+
+    def _broken_rows(self, crow: Tensor, col: Tensor, nnz: int) -> str | None:
+        rows, cols = self._matrix_shape()
+        if crow.dtype != torch.int32 or col.dtype != torch.int32:
+            return f"Expected crow and col to be torch.int32. Got {crow.dtype} and {col.dtype}."
+        if crow.shape != (rows + 1,) or col.shape != (nnz,):
+            return (
+                f"Expected crow to have {rows + 1} elements and col {nnz}. "
+                f"Got {tuple(crow.shape)} and {tuple(col.shape)}."
+            )
+        if int(crow[0]) != 0 or int(crow[-1]) != nnz or bool((crow[1:] < crow[:-1]).any()):
+            return f"Expected crow to rise from 0 to {nnz}. Got {int(crow[0])} to {int(crow[-1])}."
+        if nnz and not 0 <= int(col.min()) <= int(col.max()) < cols:
+            return f"Expected col to be in [0, {cols}). Got {int(col.min())} to {int(col.max())}."
+        falls = torch.nonzero(col[1:] <= col[:-1]).flatten() + 1
+        if not bool(torch.isin(falls, crow).all()):
+            return (
+                "Expected col to rise strictly within each row. Got repeated or unsorted columns."
+            )
+        return None
+
+    def _refuse_content(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        values = state_dict[prefix + "values"]
+        reason = self._broken_rows(
+            state_dict[prefix + "crow"], state_dict[prefix + "col"], values.numel()
+        )
+        return None if reason is None else f"{prefix[:-1]}: {reason}"
+
+    def _prepare_load(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        values = state_dict[prefix + "values"]
+        if values.shape != self.values.shape:
+            replace_data(self.values, self.values.data.new_zeros(values.shape))
+            self.col = self.col.new_zeros(values.shape)
+
+    def _finish_load(self) -> None:
+        self._set_index(csr.build_index(self.crow, self.col, self._matrix_shape()[1]))
+
+
+FORMATS.add(CsrFormat.name, CsrFormat)

@@ -1,0 +1,159 @@
+"""``masked``: a dense master weight with a bit mask; runs dense or on csr kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern.formats.base import (
+    FORMATS,
+    FormatBytes,
+    SparseFormat,
+    TopologyChange,
+    replace_data,
+)
+from sparsekern.formats.plan import choose_kernel
+from sparsekern.ops import csr
+from sparsekern.ops import mask as mask_ops
+from sparsekern.ops.csr import CsrIndex
+
+
+class MaskedFormat(SparseFormat):
+    """A dense master: the Parameter keeps the dense shape, so a mask may change in any way.
+
+    Weights outside of the mask are exactly zero and their gradient is zero, so any element-wise
+    optimiser leaves them at zero. ``kernel`` says what runs: "dense" (torch's matmul on the masked
+    weight) or "csr" (the kept weights are gathered and multiplied by the csr kernels); with
+    ``kernel="auto"`` each new mask decides by the fixed rule of :func:`choose_kernel`.
+
+    Bytes: 4 for each weight, one bit for the mask, and the csr index while that kernel runs.
+    """
+
+    name: ClassVar[str] = "masked"
+    master: ClassVar[str] = "dense"
+    bits: Tensor
+
+    def __init__(self, weight: Tensor, mask: Tensor, kernel: str = "auto") -> None:
+        super().__init__(tuple(weight.shape))
+        if kernel not in ("auto", "dense", "csr"):
+            raise ValueError(f"Expected kernel to be auto, dense or csr. Got {kernel!r}.")
+        self.weight = nn.Parameter(weight)
+        self.register_buffer("bits", mask_ops.pack_bits(mask))
+        for name in CsrIndex._fields:
+            self.register_buffer(name, None, persistent=False)
+        self.wanted_kernel = kernel
+        self._refresh(mask)
+
+    @classmethod
+    def from_dense(
+        cls, weight: Tensor, mask: Tensor | None = None, kernel: str = "auto"
+    ) -> MaskedFormat:
+        check_tensor(weight, "weight")
+        weight = weight.detach().clone(memory_format=torch.contiguous_format)
+        mask = weight != 0 if mask is None else mask
+        check_dtype(mask, "mask", (torch.bool,))
+        check_shape(mask, "mask", tuple(weight.shape))
+        check_device(mask, "mask", weight.device, "weight")
+        return cls(weight, mask, kernel)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.weight
+
+    def adopt(self, parameter: nn.Parameter) -> None:
+        replace_data(parameter, self.weight.data)
+        self.weight = parameter
+
+    @property
+    def nnz(self) -> int:
+        return self._nnz
+
+    @property
+    def index(self) -> CsrIndex | None:
+        """The csr index while the csr kernel runs, else None."""
+        tensors = [getattr(self, name) for name in CsrIndex._fields]
+        return None if tensors[0] is None else CsrIndex(*tensors)
+
+    @property
+    def nbytes(self) -> FormatBytes:
+        index = self.index
+        layouts = 0 if index is None else sum(tensor.nbytes for tensor in index)
+        return FormatBytes(self.weight.nbytes, self.bits.nbytes + layouts)
+
+    def to_dense(self) -> Tensor:
+        return self.weight * self.mask()
+
+    def mask(self) -> Tensor:
+        return mask_ops.unpack_bits(self.bits, self.shape)
+
+    def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
+        dense = self.weight.detach() if dense_or_parameter is None else dense_or_parameter
+        return dense[self.mask()]
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        index = self.index
+        if index is None:
+            return mask_ops.linear(x, self.weight, self.bits, bias, probe=self._probe)
+        values = csr.gather(self.weight, index.crow, index.col)
+        return csr.linear(x, values, index, bias, probe=self._probe)
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor) -> TopologyChange:
+        mask = self._check_mask(mask)
+        change = TopologyChange(kept=self.mask() & mask)
+        self.bits.copy_(mask_ops.pack_bits(mask))
+        self._refresh(mask)
+        return change
+
+    @torch.no_grad()
+    def _refresh(self, mask: Tensor) -> None:
+        """Zeroes the weights outside of the mask and rebuilds what follows from it."""
+        mask_ops.apply_(self.weight.data, self.bits)
+        self._nnz = int(torch.count_nonzero(mask))
+        kernel = self.wanted_kernel
+        if kernel == "auto":
+            kernel = choose_kernel(self.density, self.weight.device)
+        index = csr.index_from_mask(mask.flatten(1), self._nnz) if kernel == "csr" else None
+        for i, name in enumerate(CsrIndex._fields):
+            setattr(self, name, None if index is None else index[i])
+
+    def remask_(self) -> None:
+        """Sets the weights outside of the mask to exactly zero again."""
+        mask_ops.apply_(self.weight.data, self.bits)
+
+    def validate(self) -> None:
+        mask = self.mask()
+        if bool((self.weight[~mask] != 0).any()):
+            raise ValueError("Expected weight to be zero outside of its mask. Got other values.")
+        if not torch.equal(mask_ops.pack_bits(mask), self.bits):
+            raise ValueError("Expected the unused bits of the mask to be zero. Got ones.")
+        if int(torch.count_nonzero(mask)) != self._nnz:
+            raise ValueError(f"Expected nnz to be {int(mask.sum())}. Got {self._nnz}.")
+        index = self.index
+        if index is not None:
+            right = csr.index_from_mask(mask.flatten(1), self._nnz)
+            for name, own, rebuilt in zip(CsrIndex._fields, index, right, strict=True):
+                if not torch.equal(own, rebuilt):
+                    raise ValueError(f"Expected {name} to follow from the mask. Got another index.")
+
+    def _refuse_content(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        bits, weight = state_dict[prefix + "bits"], state_dict[prefix + "weight"]
+        if bits.shape != self.bits.shape or weight.shape != self.weight.shape:
+            return (
+                f"Expected {prefix}weight to have shape {self.shape}. Got {tuple(weight.shape)} "
+                f"with {bits.numel()} bytes of mask."
+            )
+        return None
+
+    def _prepare_load(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """The sizes never change."""
+
+    def _finish_load(self) -> None:
+        self._refresh(self.mask())
+
+
+FORMATS.add(MaskedFormat.name, MaskedFormat)
