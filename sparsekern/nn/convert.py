@@ -1,0 +1,107 @@
+"""Dense models to sparse ones and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.formats import FORMATS, SparseFormat, choose_format
+from sparsekern.nn.linear import SparseLinear
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+    """The sparse layers by name; of those that share a format (tied weights), the first."""
+    layers: dict[str, SparseLinear] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear) and id(module.format) not in seen:
+            seen.add(id(module.format))
+            layers[name] = module
+    return layers
+
+
+def to_sparse(
+    model: nn.Module,
+    names: list[str],
+    mask: Tensor,
+    *,
+    format: str = "auto",
+    master: str = "compact",
+) -> SparseFormat:
+    """Replaces dense layers that share one weight by sparse ones, in place.
+
+    The Parameter objects stay: an optimiser built before remains valid, and its state of the old
+    shape has to follow (:func:`sparsekern.optim.reset_state`).
+
+    Args:
+        model: changed in place.
+        names: of its ``Linear`` layers; several names mean one tied weight.
+        mask: bool ``[O, I]``, True = kept.
+        format: "auto" or a format's name.
+        master: "compact" or "dense", what ``format="auto"`` may choose from.
+
+    Returns:
+        The format, shared by all named layers.
+    """
+    first = model.get_submodule(names[0])
+    parameter = first.weight
+    assert isinstance(parameter, nn.Parameter)
+    if format == "auto":
+        density = int(torch.count_nonzero(mask)) / max(mask.numel(), 1)
+        format = choose_format(density, parameter.device, master)
+    stored = FORMATS[format].from_dense(parameter.detach(), mask)
+    stored.adopt(parameter)
+    for name in names:
+        linear = model.get_submodule(name)
+        layer = SparseLinear.from_format(stored, getattr(linear, "bias", None))
+        layer.train(linear.training)
+        set_submodule(model, name, layer)
+    return stored
+
+
+def densify(model: Model) -> Model:
+    """A copy of the model with plain torch layers, zeros included; ``model`` is left alone.
+
+    Tied sparse layers become layers that share one dense weight.
+    """
+    dense = copy.deepcopy(model)
+    shared: dict[int, nn.Parameter] = {}
+    for name, module in list(dense.named_modules()):
+        if not isinstance(module, SparseLinear):
+            continue
+        linear = module.to_dense()
+        weight = nn.Parameter(linear.weight.detach())
+        linear.weight = shared.setdefault(id(module.format), weight)
+        if name == "":
+            return linear  # type: ignore[return-value]
+        set_submodule(dense, name, linear)
+    return dense
+
+
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts ``module`` into the place called ``name``."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Every place of a ``torch.nn.Linear`` or a subclass by name, tied places included."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear) and name != "":
+            yield name, module
+
+
+def why_not_convertible(linear: nn.Linear) -> str | None:
+    """The reason why a layer has to stay dense, or None."""
+    if linear._parameters.get("weight") is None:
+        return "its weight is computed from others (a parametrization or a hook)"
+    if type(linear) is not nn.Linear:
+        # The out_proj of nn.MultiheadAttention, for one: its owner multiplies by .weight itself.
+        return f"a {type(linear).__name__}, whose owner may multiply by its weight directly"
+    return None

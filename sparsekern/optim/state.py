@@ -1,0 +1,52 @@
+"""Per-weight optimiser state that follows a change of topology."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsekern.formats import TopologyChange
+
+
+@torch.no_grad()
+def move_state(optimizer: Optimizer, parameter: nn.Parameter, change: TopologyChange) -> list[str]:
+    """Moves the state of one parameter: kept weights keep theirs, grown ones start at zero.
+
+    Works for every optimiser that keeps tensors shaped like the parameter (momentum of SGD, both
+    moments of Adam, ...). Call it after the format's ``set_mask``.
+
+    Returns:
+        Names of state tensors of another shape, which were left as they are.
+    """
+    state = optimizer.state.get(parameter, {})
+    old_numel = parameter.numel() if change.old_numel is None else change.old_numel
+    left = []
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            continue
+        if value.numel() != old_numel:
+            left.append(key)
+            continue
+        moved = change.move(value)
+        if moved.shape == value.shape:
+            value.copy_(moved)
+        else:
+            state[key] = moved
+    return left
+
+
+def reset_state(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Forgets the state of a parameter whose shape has changed. Returns whether there was any."""
+    if optimizer.state.get(parameter):
+        optimizer.state[parameter] = {}
+        return True
+    return False
+
+
+def state_bytes(optimizer: Optimizer, parameter: nn.Parameter | None = None) -> int:
+    """Bytes of the state tensors of one parameter, or of all."""
+    states = optimizer.state.values() if parameter is None else [optimizer.state.get(parameter, {})]
+    return sum(
+        value.nbytes for state in states for value in state.values() if isinstance(value, Tensor)
+    )
