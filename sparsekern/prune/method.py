@@ -1,0 +1,134 @@
+"""``Method``: the questions a sparse-training method answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsekern._checks import check_fraction
+from sparsekern._registry import Registry
+from sparsekern.formats import SparseFormat
+from sparsekern.ops import mask as mask_ops
+from sparsekern.patterns import UNSTRUCTURED, Pattern, Unstructured
+from sparsekern.prune.distribution import DISTRIBUTIONS
+from sparsekern.prune.scores import SCORES
+
+METHODS: Registry[type[Method]] = Registry("method")
+
+
+class Clock(NamedTuple):
+    """Where a run stands: ``step`` counts optimiser steps from 0."""
+
+    step: int
+    total_steps: int
+
+
+@dataclass
+class Layer:
+    """What a method sees of one sparse weight.
+
+    ``active`` numbers are ``[nnz]`` vectors in row-major order of the mask, so an inactive weight
+    can never be mistaken for an active one of value zero; growth looks at dense tensors.
+    """
+
+    name: str
+    format: SparseFormat
+    final_nnz: int
+    generator: torch.Generator
+    dense_grad: Tensor | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def active_weights(self) -> Tensor:
+        """``[nnz]`` kept weights."""
+        return self.format.active_values()
+
+    def mask(self) -> Tensor:
+        """bool, shaped like the weight."""
+        return self.format.mask()
+
+    @property
+    def nnz(self) -> int:
+        return self.format.nnz
+
+    @property
+    def numel(self) -> int:
+        return self.format.numel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A sparse-training method: a frozen configuration that answers six questions.
+
+    *When* (:meth:`is_update`), *how much* (:meth:`counts`), *where* (``distribution``), *which*
+    (:meth:`keep` and :meth:`grow`, by default the largest :meth:`drop_scores` and
+    :meth:`grow_scores`), *what shape* (``pattern``), and where the trainable numbers live
+    (``master``). The :class:`~sparsekern.prune.Pruner` owns the loop; a method never touches an
+    optimiser, a module class or the trainer.
+
+    Args:
+        density: fraction of weights kept at the end, over the converted layers, in [0, 1].
+        distribution: how it is spread over layers: "uniform", "er" or "erk".
+        pattern: what masks may look like.
+    """
+
+    name: ClassVar[str]
+    master: ClassVar[str] = "compact"  # "compact": constant count per layer; "dense": any change
+    zeros: ClassVar[str] = "kept"  # weights outside of the mask are exactly zero
+    needs: ClassVar[frozenset[str]] = frozenset()  # of {"dense_grad"}
+    optimizer_steps_on_update: ClassVar[bool] = True
+    initial_score: ClassVar[str] = "random"  # which weights are kept at the start
+
+    density: float = 0.1
+    distribution: str = "erk"
+    pattern: Pattern = UNSTRUCTURED
+
+    def __post_init__(self) -> None:
+        check_fraction(self.density, "density")
+        _ = DISTRIBUTIONS[self.distribution], SCORES[self.initial_score]
+        if not isinstance(self.pattern, Unstructured):
+            raise NotImplementedError(
+                f"Expected pattern of {self.name} to be Unstructured(). Got {self.pattern!r}."
+            )
+
+    @abstractmethod
+    def is_update(self, clock: Clock) -> bool:
+        """When: whether the topology changes at this step."""
+
+    def initial_nnz(self, final_nnz: int, numel: int) -> int:
+        """How much at the start of a layer that ends with ``final_nnz`` of ``numel`` weights."""
+        return final_nnz
+
+    @abstractmethod
+    def counts(self, layer: Layer, clock: Clock) -> tuple[int, int]:
+        """How much: how many active weights stay, and how many are grown."""
+
+    def drop_scores(self, layer: Layer) -> Tensor:
+        """Which stay: ``[nnz]`` scores of the active weights, higher = keep."""
+        return SCORES["magnitude"](layer.active_weights, layer.generator)
+
+    def grow_scores(self, layer: Layer) -> Tensor:
+        """Which are grown: scores shaped like the weight, higher = grow."""
+        raise NotImplementedError(f"Expected {self.name} not to grow weights. Got a count above 0.")
+
+    def keep(self, layer: Layer, count: int) -> Tensor:
+        """bool ``[nnz]``: the active weights that stay."""
+        return mask_ops.topk(self.drop_scores(layer), count)
+
+    def grow(self, layer: Layer, count: int, allowed: Tensor) -> Tensor:
+        """bool, shaped like the weight: the positions that are grown, among the allowed ones."""
+        return mask_ops.topk(self.grow_scores(layer), count, allowed)
+
+    def update(self, layer: Layer, clock: Clock) -> Tensor:
+        """The new mask of one layer, composed of the answers above."""
+        kept_count, grown_count = self.counts(layer, clock)
+        mask = layer.mask()
+        kept = mask.clone()
+        kept[mask] = self.keep(layer, kept_count)
+        if grown_count == 0:
+            return kept
+        return kept | self.grow(layer, grown_count, ~kept)

@@ -1,0 +1,341 @@
+"""``Pruner``: the one loop that runs every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsekern._checks import check_positive
+from sparsekern.formats import CsrFormat, FormatBytes, MaskedFormat, SparseFormat
+from sparsekern.nn.convert import sparse_layers
+from sparsekern.nn.linear import SparseLinear
+from sparsekern.ops import csr
+from sparsekern.ops import mask as mask_ops
+from sparsekern.ops.csr import CsrIndex
+from sparsekern.optim.state import move_state, reset_state, state_bytes
+from sparsekern.prune.distributed import any_rank, average_, from_rank_zero, is_distributed
+from sparsekern.prune.distribution import kept_counts
+from sparsekern.prune.method import Clock, Layer, Method
+from sparsekern.prune.scores import SCORES
+from sparsekern.prune.sparsify import (
+    LayerReport,
+    SparsifyReport,
+    Target,
+    convert,
+    find_targets,
+)
+
+
+class Pruner:
+    """Trains a model sparsely: call :meth:`step` in place of ``optimizer.step()``.
+
+    A dense model is made sparse in place when the Pruner is built (Parameter objects stay, so an
+    optimiser built before is fine); a model that is sparse already keeps its topology as the start.
+
+    Args:
+        model: dense or sparse; not yet wrapped in DistributedDataParallel if it is dense.
+        optimizer: any element-wise torch optimiser over the model's parameters.
+        method: what decides the topology.
+        total_steps: optimiser steps of the whole run, which fractions in ``method`` refer to.
+        exclude: names of layers to leave dense, as ``fnmatch`` patterns.
+        format: "auto" or a format's name for all layers.
+        seed: of random masks and random growth.
+
+    Attributes:
+        report: what became of each layer.
+        steps: optimiser steps so far.
+
+    >>> from sparsekern.prune import RigL
+    >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Linear(32, 4))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> pruner = Pruner(model, optimizer, RigL(density=0.25), total_steps=1000)
+    >>> model(torch.zeros(2, 16)).sum().backward()
+    >>> pruner.step()
+    >>> pruner.density
+    0.25
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: Method,
+        *,
+        total_steps: int,
+        exclude: Sequence[str] = (),
+        format: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(method, Method):
+            raise TypeError(f"Expected method to be a Method. Got {type(method).__name__}.")
+        check_positive(total_steps, "total_steps")
+        self.model, self.optimizer, self.method = model, optimizer, method
+        self.total_steps = total_steps
+        self.steps = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self._due = False  # an update that had to wait for finite gradients
+        self.report = SparsifyReport()
+        self.layers = self._adopt_sparse() or self._convert_dense(exclude, format)
+        self._arm()
+
+    # Building
+
+    def _adopt_sparse(self) -> list[Layer]:
+        """The layers of a model that is sparse already."""
+        found = sparse_layers(self.model)
+        for name, module in found.items():
+            self._check_master(name, module.format)
+            row = LayerReport(
+                [name],
+                module.format.shape,
+                module.format.name,
+                module.format.nnz,
+                module.format.numel,
+            )
+            self.report.layers.append(row)
+        names = list(found)
+        shapes = [found[name].format.shape for name in names]
+        if self.method.master == "dense":
+            final = kept_counts(shapes, self.method.density, self.method.distribution)
+        else:
+            final = [found[name].format.nnz for name in names]
+        return [
+            self._layer(name, found[name].format, count)
+            for name, count in zip(names, final, strict=True)
+        ]
+
+    def _check_master(self, name: str, format: SparseFormat) -> None:
+        if self.method.master == "dense" and format.master != "dense":
+            raise ValueError(
+                f"Expected {name} to have a dense master, which {self.method.name} needs. Got "
+                f"format {format.name!r}: give the Pruner the dense model instead."
+            )
+
+    def _convert_dense(self, exclude: Sequence[str], format: str) -> list[Layer]:
+        """Makes a dense model sparse as the method starts."""
+        targets, left_dense = find_targets(self.model, exclude)
+        if not targets:
+            raise ValueError("Expected a model with Linear layers to prune. Got none.")
+        if format != "auto" and self.method.master == "dense" and format != "masked":
+            raise ValueError(
+                f"Expected format to be auto or masked for {self.method.name}, which needs dense "
+                f"masters. Got {format!r}."
+            )
+        method = self.method
+        final = kept_counts([t.shape for t in targets], method.density, method.distribution)
+
+        def initial_mask(i: int, target: Target) -> Tensor:
+            weight = target.weight.detach()
+            count = method.initial_nnz(final[i], weight.numel())
+            scores = SCORES[method.initial_score](weight, self.generator)
+            return from_rank_zero(mask_ops.topk(scores, count))
+
+        parameters = [target.weight for target in targets]
+        self.report, formats = convert(
+            self.model, targets, initial_mask, format=format, master=method.master
+        )
+        self.report.left_dense = left_dense
+        for parameter in parameters:
+            reset_state(self.optimizer, parameter)
+        counts = {target.names[0]: count for target, count in zip(targets, final, strict=True)}
+        return [
+            self._layer(target.names[0], stored, counts[target.names[0]])
+            for target, stored in formats
+        ]
+
+    def _layer(self, name: str, format: SparseFormat, final_nnz: int) -> Layer:
+        return Layer(name, format, final_nnz, self.generator)
+
+    # Stepping
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self.steps, self.total_steps)
+
+    def step(
+        self, closure: Callable[[], Any] | None = None, scaler: torch.amp.GradScaler | None = None
+    ) -> Any:
+        """One optimiser step, or the topology update that replaces it.
+
+        Args:
+            closure: re-evaluates the model and returns the loss, for optimisers that want one.
+            scaler: of mixed precision; gradients are unscaled here, ``scaler.update()`` stays the
+                caller's. After an overflow nothing happens and a due update waits.
+
+        Returns:
+            The closure's loss, if there is a closure.
+        """
+        if closure is not None and scaler is not None:
+            raise ValueError(
+                "Expected closure or scaler, not both. Got both: torch's GradScaler "
+                "takes no closure."
+            )
+        updating = self._due or self.method.is_update(self.clock)
+        steps_too = self.method.optimizer_steps_on_update
+        loss = None
+        finite = self._unscale(scaler)
+        if updating and not steps_too and closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not updating or steps_too:
+            loss = self._optimizer_step(closure, scaler)
+        if updating and finite:
+            self.update_topology(scaler)
+        self._due = updating and not finite
+        self.steps += 1
+        self._arm()
+        return loss
+
+    def _unscale(self, scaler: torch.amp.GradScaler | None) -> bool:
+        """Unscales the gradients; whether they are finite on every rank."""
+        if scaler is None or not scaler.is_enabled():
+            return True
+        scaler.unscale_(self.optimizer)
+        found = scaler._found_inf_per_device(self.optimizer)
+        overflow = any(bool(value.item()) for value in found.values())
+        return not any_rank(overflow, next(self.model.parameters()).device)
+
+    def _optimizer_step(
+        self, closure: Callable[[], Any] | None, scaler: torch.amp.GradScaler | None
+    ) -> Any:
+        if scaler is not None:
+            loss = scaler.step(self.optimizer)
+        elif closure is not None:
+            loss = self.optimizer.step(closure)
+        else:
+            loss = self.optimizer.step()
+        for layer in self.layers:
+            if isinstance(layer.format, MaskedFormat):
+                layer.format.remask_()
+        return loss
+
+    @torch.no_grad()
+    def update_topology(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Gives every layer the method's new mask; values and optimiser state follow."""
+        scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
+        for layer in self.layers:
+            if "dense_grad" in self.method.needs:
+                layer.dense_grad = self._dense_grad(layer, scale)
+            mask = from_rank_zero(self.method.update(layer, self.clock))
+            change = layer.format.set_mask(mask)
+            move_state(self.optimizer, layer.format.parameter, change)
+            layer.dense_grad = None
+
+    def _dense_grad(self, layer: Layer, scale: float) -> Tensor:
+        gradient = layer.format.take_dense_grad()
+        if gradient is None:
+            raise RuntimeError(
+                f"Expected a backward pass through {layer.name} before pruner.step(), because "
+                f"{self.method.name} grows by the dense gradient. Got none."
+            )
+        return average_(gradient / scale if scale != 1.0 else gradient)
+
+    def _arm(self) -> None:
+        """Asks for the dense gradient where the coming step needs it, and only there."""
+        if "dense_grad" not in self.method.needs:
+            return
+        if self._due or self.method.is_update(self.clock):
+            for layer in self.layers:
+                layer.format.arm_dense_grad()
+        else:
+            for layer in self.layers:
+                layer.format.take_dense_grad()
+
+    # Ending compact
+
+    @torch.no_grad()
+    def compact(self) -> list[LayerReport]:
+        """Turns dense masters into compact rows where they pay, for a final phase of fixed masks.
+
+        Parameter objects stay, their gradients are cleared and their optimiser state moves along.
+        Layers that the rule of :func:`sparsekern.formats.choose_format` keeps dense are left.
+
+        Returns:
+            What changed.
+
+        Raises:
+            RuntimeError: when several ranks train together (DistributedDataParallel holds the
+                dense gradients' shapes).
+        """
+        if is_distributed():
+            raise RuntimeError(
+                "Expected compact() on one process. Got several: "
+                "DistributedDataParallel cannot change the shape of a gradient."
+            )
+        changed = []
+        for name, module in sparse_layers(self.model).items():
+            stored = module.format
+            if not isinstance(stored, MaskedFormat) or stored.index is None:
+                continue
+            compact = self._compact_one(stored, stored.index)
+            for other in self.model.modules():
+                if isinstance(other, SparseLinear) and other.format is stored:
+                    other.format = compact
+            for layer in self.layers:
+                if layer.format is stored:
+                    layer.format = compact
+            changed.append(
+                LayerReport([name], compact.shape, compact.name, compact.nnz, compact.numel)
+            )
+        return changed
+
+    def _compact_one(self, stored: MaskedFormat, index: CsrIndex) -> CsrFormat:
+        parameter = stored.weight
+        values = csr.gather(parameter.detach().flatten(1), index.crow, index.col)
+        state = self.optimizer.state.get(parameter, {})
+        moved = {
+            key: csr.gather(value.flatten(1), index.crow, index.col)
+            for key, value in state.items()
+            if isinstance(value, Tensor) and value.shape == parameter.shape
+        }
+        compact = CsrFormat(values, index, stored.shape)
+        compact.adopt(parameter)
+        state.update(moved)
+        return compact
+
+    # Accounts and checkpoints
+
+    @property
+    def density(self) -> float:
+        """Fraction of kept weights over the prunable layers, those at density 1 included."""
+        rows = self.report.layers
+        dense = [row for row in rows if row.format == "dense"]
+        nnz = sum(layer.nnz for layer in self.layers) + sum(row.nnz for row in dense)
+        return nnz / (sum(layer.numel for layer in self.layers) + sum(row.numel for row in dense))
+
+    def nbytes(self) -> tuple[FormatBytes, int]:
+        """Bytes of the sparse layers (weights, indices), and of their optimiser state."""
+        parts = [layer.format.nbytes for layer in self.layers]
+        state = sum(state_bytes(self.optimizer, layer.format.parameter) for layer in self.layers)
+        return FormatBytes(sum(p.weight for p in parts), sum(p.index for p in parts)), state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the model's and the optimiser's own state."""
+        return {
+            "method": self.method.name,
+            "steps": self.steps,
+            "total_steps": self.total_steps,
+            "due": self._due,
+            "generator": self.generator.get_state(),
+            "memory": {layer.name: layer.memory for layer in self.layers},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where :meth:`state_dict` was taken. Load the model's state first.
+
+        Raises:
+            ValueError: the state of another method or of a run of another length.
+        """
+        for key, own in (("method", self.method.name), ("total_steps", self.total_steps)):
+            if state[key] != own:
+                raise ValueError(f"Expected a checkpoint with {key} {own!r}. Got {state[key]!r}.")
+        self.steps = state["steps"]
+        self._due = state["due"]
+        self.generator.set_state(state["generator"])
+        for layer in self.layers:
+            layer.memory = state["memory"][layer.name]
+        self._arm()
