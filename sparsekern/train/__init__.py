@@ -1,0 +1,1 @@
+"""The trainer: recipes, one flat loop, checkpoints, timing and reports."""

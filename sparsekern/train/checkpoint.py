@@ -1,0 +1,200 @@
+"""Checkpoints: folders that are complete or not there.
+
+``step-00000420/`` holds ``model.safetensors`` (weights and topology), ``state.pt`` (optimiser,
+pruner, random numbers) and ``meta.json`` (what it belongs to, and the other files' checksums). It
+is written under a temporary name, brought to the disk and renamed; older ones go only then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sparsekern.train.files import remove_leftovers, write_folder_atomically
+from sparsekern.train.network import Network
+
+FORMAT_VERSION = 1
+MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands."""
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # optimiser steps done
+    seconds: float = 0.0  # time spent in training steps
+
+
+class Checkpoints:
+    """The checkpoints of one network, of which the newest is kept.
+
+    Args:
+        folder: where they lie; leftovers of an interrupted write are removed.
+        digest: of the recipe; checkpoints of other recipes are refused.
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = folder
+        self.digest = digest
+        remove_leftovers(folder)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint."""
+        found = sorted(self.folder.glob("step-*"), key=lambda path: (len(path.name), path.name))
+        return found[-1] if found else None
+
+    def save(self, network: Network, progress: Progress) -> Path:
+        """Writes a checkpoint, then removes the older ones."""
+        path = self.folder / f"step-{progress.step:08d}"
+
+        def fill(folder: Path) -> None:
+            _write_tensors(network.model, folder / MODEL)
+            torch.save(_state_of(network), folder / STATE)
+            meta = {
+                "format_version": FORMAT_VERSION,
+                **self._owner(network),
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "seconds": progress.seconds,
+                "files": {name: _checksum(folder / name) for name in (MODEL, STATE)},
+            }
+            (folder / META).write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
+
+        write_folder_atomically(path, fill)
+        for other in self.folder.glob("step-*"):
+            if other != path:
+                shutil.rmtree(other)
+        return path
+
+    def restore(self, network: Network) -> Progress:
+        """Brings a fresh network to where the newest checkpoint was taken, if there is one.
+
+        Raises:
+            ValueError: the checkpoint is damaged, of another version or of another recipe; the
+                sentence names the file and what is wrong with it.
+        """
+        path = self.newest()
+        if path is None:
+            return Progress()
+        meta = self._read_meta(path / META, network)
+        for name, checksum in meta["files"].items():
+            _check_file(path / name, checksum)
+        tensors = _read_tensors(path / MODEL)
+        state = _read_state(path / STATE)
+        if state["compacted"]:
+            network.compact_like(tensors)
+        try:
+            network.model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Expected {path / MODEL} to fit the recipe's model. Got: {error}"
+            ) from None
+        network.optimizer.load_state_dict(state["optimizer"])
+        if network.pruner is not None:
+            network.pruner.load_state_dict(state["pruner"])
+        torch.set_rng_state(state["random"])
+        return Progress(meta["epoch"], meta["step"], meta["seconds"])
+
+    def _owner(self, network: Network) -> dict[str, Any]:
+        """What a checkpoint must belong to."""
+        return {
+            "recipe": self.digest,
+            "network": network.name,
+            "seed": network.seed,
+            "width": network.width,
+        }
+
+    def _read_meta(self, path: Path, network: Network) -> dict[str, Any]:
+        try:
+            meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"Expected a checkpoint with {path}. Got no such file.") from None
+        except ValueError:
+            raise ValueError(f"Expected {path} to be JSON. Got something else.") from None
+        version = meta.get("format_version") if isinstance(meta, dict) else None
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"Expected {path} to have format_version {FORMAT_VERSION}. Got {version!r}."
+            )
+        for key, own in self._owner(network).items():
+            if meta.get(key) != own:
+                raise ValueError(
+                    f"Expected {path} to be of {key} {own!r}. Got {meta.get(key)!r}: the "
+                    "checkpoint belongs to another training."
+                )
+        return meta
+
+
+def _state_of(network: Network) -> dict[str, Any]:
+    pruner = network.pruner
+    return {
+        "optimizer": network.optimizer.state_dict(),
+        "pruner": None if pruner is None else pruner.state_dict(),
+        "compacted": network.compacted,
+        "random": torch.get_rng_state(),
+    }
+
+
+def _write_tensors(model: nn.Module, path: Path) -> None:
+    """The model's state_dict; tensors that several names share are stored once."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    names: dict[tuple[Any, ...], str] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in names:
+            aliases[name] = names[key]
+        else:
+            names[key] = name
+            stored[name] = tensor.contiguous()
+    save_file(stored, path, {"aliases": json.dumps(aliases)})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"Expected {path} to be a safetensors file. Got: {error}.") from None
+    return tensors | {alias: tensors[name] for alias, name in aliases.items()}
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # torch.load raises whatever its parts raise
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"Expected {path} to be a file of torch.save. Got: {reason}") from None
+    return state
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _check_file(path: Path, expected: dict[str, Any]) -> None:
+    """Raises ValueError unless the file is the one that was written."""
+    if not path.is_file():
+        raise ValueError(f"Expected a checkpoint with {path}. Got no such file.")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(
+            f"Expected {path} to have {expected['bytes']} bytes. Got {size}: the file is damaged."
+        )
+    if _checksum(path) != expected:
+        raise ValueError(
+            f"Expected {path} to have the checksum that meta.json says. "
+            "Got another: the file is damaged."
+        )

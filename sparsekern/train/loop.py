@@ -1,0 +1,124 @@
+"""The training loop: flat, and it knows no method."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparsekern.data import Dataset, batches, steps_per_epoch
+from sparsekern.train.callbacks import Callback
+from sparsekern.train.checkpoint import Checkpoints, Progress
+from sparsekern.train.metrics import MetricsLog, Row
+from sparsekern.train.network import Network
+from sparsekern.train.recipe import Recipe
+
+
+def train(
+    network: Network,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    log: MetricsLog,
+    checkpoints: Checkpoints,
+    callback: Callback | None = None,
+) -> Progress:
+    """Trains a network to the end, from its newest checkpoint if there is one.
+
+    The learning rate follows the step alone and advances on every step, those that change the
+    topology in place of an optimiser step included. A resumed training ends with the same bits as
+    one that was never interrupted: weights, masks, optimiser state and metrics.
+
+    Args:
+        network: fresh, of this recipe; trained in place.
+        dataset: of the recipe.
+        recipe: what to do.
+        log: gets a row an epoch.
+        checkpoints: get one every ``recipe.checkpoint_every`` epochs and one at the end.
+        callback: is told of every epoch.
+
+    Returns:
+        Where the training stands at the end.
+
+    Raises:
+        RuntimeError: the loss is no longer finite.
+        ValueError: the checkpoint is damaged or belongs to another training.
+    """
+    callback = callback or Callback()
+    model, optimizer = network.model, network.optimizer
+    epoch_steps = steps_per_epoch(len(dataset.train_x), recipe.batch_size)
+    total_steps = recipe.epochs * epoch_steps
+    last_update = network.updates[-1] if network.updates else None
+
+    progress = checkpoints.restore(network)
+    log.drop_after(network.name, network.seed, progress.epoch)
+    callback.started(network.name, network.seed, recipe.epochs, progress.epoch)
+
+    for epoch in range(progress.epoch, recipe.epochs):
+        started = time.perf_counter()
+        loss_sum = torch.zeros(())
+        model.train()
+        step = epoch * epoch_steps
+        for x, y in batches(
+            dataset.train_x, dataset.train_y, recipe.batch_size, seed=network.seed, epoch=epoch
+        ):
+            factor = recipe.learning_rate.factor(step, total_steps, epoch_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.optimizer.lr * factor
+
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            network.update()
+            optimizer.zero_grad()
+
+            loss_sum += loss.detach()
+            del loss  # parameters may change their shapes only when no graph is alive
+            if recipe.compact and step == last_update and not network.compact():
+                callback.said("The dense masters are not made compact: several processes train.")
+            step += 1
+
+        seconds = progress.seconds + time.perf_counter() - started
+        progress = Progress(epoch + 1, step, seconds)
+        train_loss = loss_sum.item() / epoch_steps
+        if not math.isfinite(train_loss):
+            raise RuntimeError(
+                f"Expected a finite loss. Got {train_loss} in epoch {epoch + 1} of {network.name}, "
+                f"seed {network.seed}: lower optimizer.lr or lengthen the warm-up."
+            )
+        test_loss, test_accuracy = evaluate(model, dataset)
+        row = Row(
+            network=network.name,
+            seed=network.seed,
+            epoch=epoch + 1,
+            step=step,
+            learning_rate=optimizer.param_groups[0]["lr"],
+            train_loss=train_loss,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            density=network.density,
+        )
+        log.append(row)
+        if (epoch + 1) % recipe.checkpoint_every == 0 or epoch + 1 == recipe.epochs:
+            log.sync()
+            checkpoints.save(network, progress)
+        callback.epoch_ended(row)
+
+    callback.ended(network.name, network.seed)
+    return progress
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, dataset: Dataset, batch_size: int = 1024) -> tuple[float, float]:
+    """Mean cross entropy and accuracy, a fraction in [0, 1], on the test set."""
+    model.eval()
+    loss, correct = 0.0, 0
+    samples = len(dataset.test_x)
+    pairs = zip(dataset.test_x.split(batch_size), dataset.test_y.split(batch_size), strict=True)
+    for x, y in pairs:
+        logits = model(x)
+        loss += F.cross_entropy(logits, y, reduction="sum").item()
+        correct += int((logits.argmax(1) == y).sum())
+    return loss / samples, correct / samples

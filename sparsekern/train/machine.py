@@ -1,0 +1,89 @@
+"""What a run ran on, and what of this package works here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sparsekern
+from sparsekern._extension import native
+from sparsekern.ops import OPS, Op
+
+
+def machine_name() -> str:
+    """The processor's name and its number of logical cores."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text("utf-8", errors="replace").splitlines()
+            if line.startswith("model name")
+        ]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, Any]:
+    """What a measurement depends on besides the recipe."""
+    return {
+        "sparsekern": sparsekern.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "isa": native.isa,
+        "machine": machine_name(),
+    }
+
+
+def native_facts() -> dict[str, str]:
+    """The native library: where it is or why it is not, what it runs and what was compiled."""
+    facts = {"native library": str(native.path) if native.loaded else f"none: {native.reason}"}
+    if native.isa is not None:
+        facts["instruction set in use"] = native.isa
+    try:
+        module = importlib.import_module("sparsekern._C")
+    except ImportError as error:
+        return facts | {"build facts": f"none: {error}"}
+    build: dict[str, str] = module.build_info()
+    features: dict[str, bool] = module.cpu_features()
+    facts["instruction sets compiled"] = build.pop("isas")
+    facts["CPU features"] = ", ".join(key for key, there in features.items() if there) or "none"
+    return facts | {key.replace("_", " "): value for key, value in build.items()}
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """One kernel of one op, asked about the op's first sample."""
+
+    op: str
+    variant: str
+    reason: str | None  # why it cannot run here, None if it can
+    chosen: bool  # whether "auto" picks it
+
+
+def op_facts() -> list[VariantFacts]:
+    """Every op with its variants on this machine, float32 on the CPU."""
+    facts = []
+    for name in OPS:
+        facts += _variants_of(OPS[name])
+    return facts
+
+
+def _variants_of(op: Op) -> list[VariantFacts]:
+    if op.select is None:
+        dispatch = torch._C._dispatch_has_kernel_for_dispatch_key
+        has_native = dispatch(f"sparsekern::{op.name}", "CPU")
+        return [VariantFacts(op.name, "native" if has_native else "reference", None, True)]
+    sample = next(iter(op.samples(torch.device("cpu"), torch.float32)))
+    chosen = op.select(*sample.args, **sample.kwargs)
+    return [
+        VariantFacts(op.name, row, variant.supports(*sample.args, **sample.kwargs), row == chosen)
+        for row, variant in op.variants.items()
+    ]

@@ -1,0 +1,63 @@
+"""``metrics.jsonl``: one row for each network, seed and epoch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypedDict
+
+from sparsekern.train.files import sync, write_atomically
+
+
+class Row(TypedDict):
+    """Metrics of one epoch. No clock enters: a resumed run writes the same rows."""
+
+    network: str
+    seed: int
+    epoch: int  # from 1
+    step: int  # optimiser steps so far
+    learning_rate: float  # of the last step
+    train_loss: float  # mean over the batches of the epoch
+    test_loss: float
+    test_accuracy: float  # fraction in [0, 1]
+    density: float
+
+
+class MetricsLog:
+    """The rows of a run, in a file that is only ever appended to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Row) -> None:
+        """Adds a row."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def sync(self) -> None:
+        """Waits until all rows are on the disk."""
+        if self.path.exists():
+            sync(self.path)
+
+    def rows(self) -> list[Row]:
+        """All rows. A last line that was cut off by a kill is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text("utf-8").split("\n")[:-1]
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"Expected {self.path} to hold one JSON object a line. Got {error.doc[:80]!r}."
+            ) from None
+
+    def drop_after(self, network: str, seed: int, epoch: int) -> None:
+        """Forgets what a network did after ``epoch``: it is trained again from there."""
+        if not self.path.exists():
+            return
+
+        def stays(row: Row) -> bool:
+            return (row["network"], row["seed"]) != (network, seed) or row["epoch"] <= epoch
+
+        kept = [json.dumps(row) + "\n" for row in self.rows() if stays(row)]
+        write_atomically(self.path, "".join(kept).encode())

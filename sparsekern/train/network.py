@@ -1,0 +1,145 @@
+"""``Network``: one of the networks that a run trains side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern.data import Dataset, steps_per_epoch
+from sparsekern.nn import sparse_layers
+from sparsekern.ops import csr
+from sparsekern.optim import state_bytes
+from sparsekern.prune import Clock, Pruner
+from sparsekern.prune.distributed import is_distributed
+from sparsekern.prune.sparsify import find_targets
+from sparsekern.train.recipe import Recipe
+
+NETWORKS = ("dense", "sparse", "small_dense")
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes of the prunable layers: weights, all indices and layouts, optimiser state."""
+
+    weight: int
+    index: int
+    state: int
+
+    @property
+    def total(self) -> int:
+        return self.weight + self.index + self.state
+
+
+@dataclass
+class Network:
+    """A model with what trains it.
+
+    Attributes:
+        name: "dense", "sparse" or "small_dense".
+        seed: of its weights, masks and batches.
+        width: factor on the hidden sizes of the recipe's model.
+        model, optimizer: plain torch.
+        pruner: of the sparse network, else None.
+        weights: the weights of the prunable layers; the same layers in every network.
+        updates: the steps at which the topology changes.
+        compacted: whether the dense masters have become compact.
+    """
+
+    name: str
+    seed: int
+    width: float
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    pruner: Pruner | None
+    weights: list[nn.Parameter]
+    updates: list[int]
+    compacted: bool = False
+
+    def update(self) -> None:
+        """The optimiser step, or what the method puts in its place."""
+        if self.pruner is None:
+            self.optimizer.step()
+        else:
+            self.pruner.step()
+
+    @property
+    def density(self) -> float:
+        """Fraction of kept weights over the prunable layers."""
+        return 1.0 if self.pruner is None else self.pruner.density
+
+    @property
+    def nbytes(self) -> Bytes:
+        """What the prunable layers hold now."""
+        return Bytes(
+            weight=sum(weight.nbytes for weight in self.weights),
+            index=0 if self.pruner is None else self.pruner.nbytes()[0].index,
+            state=sum(state_bytes(self.optimizer, weight) for weight in self.weights),
+        )
+
+    def compact(self) -> bool:
+        """Makes dense masters compact, if there are any. Returns whether it could.
+
+        No graph of an earlier step may be alive, because parameters change their shapes.
+        """
+        if self.pruner is None or is_distributed():
+            return False
+        self.pruner.compact()
+        self.compacted = True
+        return True
+
+    def compact_like(self, state: dict[str, Tensor]) -> None:
+        """Compacts a fresh network whose checkpoint was taken after :meth:`compact`.
+
+        What becomes compact follows from the masks, so the checkpoint's masks come first.
+        """
+        for name, layer in sparse_layers(self.model).items():
+            crow = state.get(f"{name}.format.crow")
+            if crow is not None and layer.format.name == "masked":
+                col = state[f"{name}.format.col"]
+                ones = torch.ones(col.shape, dtype=torch.bool)
+                layer.set_mask(csr.to_dense(ones, crow, col, layer.in_features))
+        self.compact()
+
+
+def build_network(
+    recipe: Recipe, dataset: Dataset, name: str, seed: int, width: float = 1.0
+) -> Network:
+    """A network before its first step; the same arguments give the same bits.
+
+    The networks of one seed start from the same dense weights (at equal width).
+
+    Args:
+        recipe: of the run.
+        dataset: of the recipe.
+        name: one of :data:`NETWORKS`.
+        seed: of weights and masks.
+        width: factor on the hidden sizes.
+    """
+    torch.manual_seed(seed)
+    config = dataclasses.replace(recipe.model, width=recipe.model.width * width)
+    model = config.build(dataset.input_shape, dataset.classes)
+    optimizer = recipe.optimizer.build(model)
+    targets, _ = find_targets(model, recipe.exclude)
+    weights = [target.weight for target in targets]
+    if name != "sparse":
+        return Network(name, seed, width, model, optimizer, None, weights, [])
+    total_steps = recipe.epochs * steps_per_epoch(len(dataset.train_x), recipe.batch_size)
+    pruner = Pruner(
+        model,
+        optimizer,
+        recipe.method,
+        total_steps=total_steps,
+        exclude=recipe.exclude,
+        format=recipe.format,
+        # NOTE: with the seed of the weights, random masks would be drawn from the very numbers
+        # that the weights were, and keep the largest ones.
+        seed=zlib.crc32(f"pruner {seed}".encode()),
+    )
+    updates = [
+        step for step in range(total_steps) if recipe.method.is_update(Clock(step, total_steps))
+    ]
+    return Network(name, seed, width, model, optimizer, pruner, weights, updates)
