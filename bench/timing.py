@@ -1,0 +1,54 @@
+"""Interleaved timing: every contender runs once per round, so a slow spell hits all of them."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+WARM_UP_ROUNDS = 3
+MIN_ROUNDS = 7
+MAX_ROUNDS = 61
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one contender over all rounds."""
+
+    p20: float
+    p50: float
+    p80: float
+    rounds: int
+
+
+def interleave(contenders: dict[str, Callable[[], None]], budget_s: float) -> dict[str, Times]:
+    """Medians of all contenders, from as many rounds as the budget allows (at least 7)."""
+    for _ in range(WARM_UP_ROUNDS):
+        for run in contenders.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        while _more_rounds(
+            len(next(iter(seconds.values()))), time.perf_counter() - start, budget_s
+        ):
+            for name, run in contenders.items():
+                before = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - before)
+    finally:
+        gc.enable()
+    return {name: _times(samples) for name, samples in seconds.items()}
+
+
+def _more_rounds(done: int, elapsed: float, budget_s: float) -> bool:
+    return done < MIN_ROUNDS or (elapsed < budget_s and done < MAX_ROUNDS)
+
+
+def _times(samples: list[float]) -> Times:
+    ordered = sorted(samples)
+    pick = [ordered[min(int(q * len(ordered)), len(ordered) - 1)] for q in (0.2, 0.5, 0.8)]
+    return Times(*pick, rounds=len(ordered))

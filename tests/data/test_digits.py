@@ -1,0 +1,68 @@
+"""The bundled handwritten digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from sparsekern.data import DATASETS, Digits
+
+
+def _rows(pixels: torch.Tensor) -> list[list[int]]:
+    """Images of pixels in [0, 1] in a fixed order; the file's pixels are 0 to 16."""
+    return sorted((16 * pixels).round().int().tolist())
+
+
+def test_shapes_and_types():
+    data = Digits().load()
+    assert data.train_x.shape == (898, 64)
+    assert data.test_x.shape == (899, 64)
+    assert data.train_x.dtype == data.test_x.dtype == torch.float32
+    assert data.train_y.dtype == data.test_y.dtype == torch.int64
+    assert data.input_shape == (64,)
+    assert data.classes == 10
+
+
+def test_split_is_disjoint_and_complete():
+    data = Digits().load()
+    both = torch.cat([data.train_x, data.test_x])
+    pixels = torch.tensor(load_digits().data / 16, dtype=torch.float32)
+    # Undo the standardisation by the two values that are known: 0 and 1.
+    scaled = (both - both.min()) / (both.max() - both.min())
+    assert _rows(scaled) == _rows(pixels)
+
+
+def test_split_is_stratified():
+    data = Digits().load()
+    train, test = data.train_y.bincount(), data.test_y.bincount()
+    assert (train - test).abs().max() <= 1
+
+
+def test_standardised_by_the_training_pixels():
+    data = Digits(test_fraction=0.3).load()
+    assert data.train_x.mean().abs() < 1e-5
+    assert abs(data.train_x.std() - 1) < 1e-3
+    assert data.test_x.mean() != 0
+
+
+def test_split_follows_its_seed():
+    assert torch.equal(Digits().load().train_x, Digits().load().train_x)
+    assert not torch.equal(Digits().load().train_y, Digits(split_seed=1).load().train_y)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, float("nan")])
+def test_test_fraction_out_of_range(fraction: float):
+    with pytest.raises(ValueError, match="Expected test_fraction to be between 0 and 1. Got"):
+        Digits(test_fraction=fraction)
+
+
+def test_split_seed_out_of_range():
+    with pytest.raises(ValueError, match=r"Expected split_seed to be in .* Got -1\."):
+        Digits(split_seed=-1)
+
+
+def test_registered():
+    assert DATASETS["digits"] is Digits
+    with pytest.raises(ValueError, match="Expected data to be one of digits, synthetic"):
+        DATASETS["digit"]

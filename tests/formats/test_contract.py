@@ -1,0 +1,295 @@
+"""The contract of every format, over everything that is registered."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from sparsekern.formats import FORMATS, SparseFormat
+from sparsekern.nn import SparseLinear
+
+NAMES = list(FORMATS)
+
+
+def make(
+    name: str, rows: int = 6, cols: int = 9, density: float = 0.4
+) -> tuple[SparseFormat, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(rows, cols, generator=generator)
+    mask = torch.rand(rows, cols, generator=generator) < density
+    return FORMATS[name].from_dense(weight, mask), weight * mask, mask
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_is_exact(name: str) -> None:
+    stored, dense, mask = make(name)
+    assert torch.equal(stored.to_dense(), dense)
+    assert torch.equal(stored.mask(), mask)
+    assert stored.nnz == int(mask.sum())
+    assert stored.density == pytest.approx(stored.nnz / 54)
+    assert torch.equal(stored.active_values(), dense[mask])
+    stored.validate()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_mask_is_nonzero(name: str) -> None:
+    _, dense, mask = make(name)
+    assert torch.equal(FORMATS[name].from_dense(dense).mask(), mask)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kept", [False, True])
+def test_empty_and_full_masks(name: str, kept: bool) -> None:
+    stored = FORMATS[name].from_dense(torch.ones(3, 4), torch.full((3, 4), kept))
+    assert stored.density == float(kept)
+    y = stored.linear(torch.ones(2, 4))
+    assert torch.equal(y, torch.full((2, 3), 4.0 * kept))
+    stored.validate()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_linear_and_gradients_equal_dense(name: str) -> None:
+    stored, dense, mask = make(name)
+    x = torch.randn(5, 9, requires_grad=True)
+    x2 = x.detach().clone().requires_grad_()
+    weight = dense.clone().requires_grad_()
+    bias, bias2 = torch.randn(6, requires_grad=True), None
+    bias2 = bias.detach().clone().requires_grad_()
+    out, right = stored.linear(x, bias), nn.functional.linear(x2, weight, bias2)
+    torch.testing.assert_close(out, right)
+    out.sin().sum().backward(), right.sin().sum().backward()
+    torch.testing.assert_close(x.grad, x2.grad)
+    torch.testing.assert_close(bias.grad, bias2.grad)
+    gradient = stored.parameter.grad
+    torch.testing.assert_close(stored.active_values(gradient), weight.grad[mask])
+    if gradient.shape == weight.shape:
+        assert (gradient[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_to_dense_is_differentiable(name: str) -> None:
+    stored, _, mask = make(name)
+    (stored.to_dense() * torch.arange(54.0).view(6, 9)).sum().backward()
+    expected = torch.arange(54.0).view(6, 9)[mask]
+    assert torch.equal(stored.active_values(stored.parameter.grad), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_set_mask_moves_values(name: str) -> None:
+    """Kept weights keep their value, grown ones are zero; state moves the same way."""
+    stored, dense, mask = make(name)
+    new = mask.flip(1)
+    state = torch.ones_like(stored.parameter)
+    change = stored.set_mask(new)
+    assert torch.equal(stored.to_dense(), dense * new)
+    assert torch.equal(stored.mask(), new)
+    stored.validate()
+    moved = change.move(state)
+    assert torch.equal(stored.active_values(moved), (mask & new)[new].float())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_count_changes_in_place(name: str) -> None:
+    """No tensor moves in memory, so neither compiled code nor a CUDA graph notices."""
+    stored, _, mask = make(name, 40, 60, 0.1)
+    pointers = {k: t.data_ptr() for k, t in stored.named_buffers()}
+    parameter, pointer = stored.parameter, stored.parameter.data_ptr()
+    stored.set_mask(mask.flip(0))
+    assert stored.parameter is parameter
+    assert parameter.data_ptr() == pointer
+    if stored.master == "compact":
+        assert {k: t.data_ptr() for k, t in stored.named_buffers()} == pointers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_count_is_possible(name: str) -> None:
+    stored, dense, mask = make(name)
+    new = mask.clone()
+    new[0] = True
+    stored.set_mask(new)
+    assert torch.equal(stored.to_dense(), dense)
+    assert stored.nnz == int(new.sum())
+    stored.validate()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dense_gradient_adds_up_and_is_freed(name: str) -> None:
+    stored, dense, _ = make(name)
+    assert stored.take_dense_grad() is None
+    stored.arm_dense_grad()
+    assert stored.take_dense_grad() is None
+    stored.arm_dense_grad()
+    xs = [torch.randn(4, 9) for _ in range(2)]
+    expected = torch.zeros(6, 9)
+    for x in xs:
+        stored.linear(x).square().sum().backward()
+        expected += 2 * (x @ dense.t()).t() @ x
+    torch.testing.assert_close(stored.take_dense_grad(), expected)
+    assert stored.take_dense_grad() is None
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "to": lambda module: copy.deepcopy(module).to(torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", list(COPIES))
+def test_copies_are_independent(name: str, how: str) -> None:
+    stored, dense, _ = make(name)
+    copied = COPIES[how](stored)
+    copied.validate()
+    with torch.no_grad():
+        stored.parameter.zero_()
+    assert torch.equal(copied.to_dense(), dense)
+    x = torch.randn(2, 9)
+    torch.testing.assert_close(copied.linear(x), x @ dense.t())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_double_precision(name: str) -> None:
+    stored, dense, _ = make(name)
+    stored = stored.double()
+    assert stored.linear(torch.randn(2, 9, dtype=torch.float64)).dtype == torch.float64
+    assert torch.equal(stored.to_dense(), dense.double())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_dict_across_topologies(name: str) -> None:
+    """A checkpoint brings its topology with it, also with another number of kept weights."""
+    source, dense, mask = make(name)
+    for density in (0.4, 0.8):
+        target = FORMATS[name].from_dense(torch.zeros(6, 9), torch.rand(6, 9) < density)
+        target.load_state_dict(source.state_dict())
+        assert torch.equal(target.to_dense(), dense)
+        assert torch.equal(target.mask(), mask)
+        target.validate()
+        x = torch.randn(3, 9)
+        assert torch.equal(target.linear(x), source.linear(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("other", NAMES)
+def test_other_format_is_refused_by_name(name: str, other: str) -> None:
+    if name == other:
+        pytest.skip("the same format")
+    target, before, _ = make(name)
+    with pytest.raises(RuntimeError, match=f"to be of format '{name}' with keys"):
+        target.load_state_dict(make(other)[0].state_dict())
+    assert torch.equal(target.to_dense(), before)
+    target.validate()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_version_is_refused(name: str) -> None:
+    stored, dense, _ = make(name)
+    state = stored.state_dict()
+    state["version"] = torch.tensor(99, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"version to be 1\. Got 99"):
+        stored.load_state_dict(state)
+    assert torch.equal(stored.to_dense(), dense)
+
+
+BROKEN = {
+    "crow": lambda state: state["crow"].__setitem__(1, 99),
+    "col": lambda state: state["col"].__setitem__(0, -1),
+    "col_high": lambda state: state["col"].__setitem__(0, 9),
+    "repeated": lambda state: state["col"].__setitem__(1, int(state["col"][0])),
+}
+
+
+@pytest.mark.parametrize("what", list(BROKEN))
+def test_corrupt_csr_checkpoint_is_refused(what: str) -> None:
+    """A sentence, no crash in native code, and the layer stays as it was."""
+    stored, dense, _ = make("csr")
+    state = {k: v.clone() for k, v in stored.state_dict().items()}
+    BROKEN[what](state)
+    with pytest.raises(RuntimeError, match=r"Expected (crow|col) to"):
+        stored.load_state_dict(state)
+    assert torch.equal(stored.to_dense(), dense)
+    stored.validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "sentence"),
+    [
+        ("csr", "crow", "Expected crow to rise"),
+        ("csr", "col", "Expected col to"),
+        ("csr", "crow_t", "Expected crow_t to follow"),
+        ("csr", "col_t", "Expected col_t to follow"),
+        ("csr", "perm", "Expected perm to follow"),
+        ("csr", "starts", "Expected starts to follow"),
+        ("csr", "starts_t", "Expected starts_t to follow"),
+        ("masked", "weight", "Expected weight to be zero outside"),
+        ("masked", "bits", "Expected (weight to be zero outside|the unused bits|nnz)"),
+    ],
+)
+def test_validate_names_the_broken_invariant(name: str, attribute: str, sentence: str) -> None:
+    stored, _, mask = make(name)
+    broken = getattr(stored, attribute)
+    with torch.no_grad():
+        if attribute == "weight":
+            broken[~mask] = 1.0
+        elif attribute == "bits":
+            broken[-1] = 255
+        else:
+            broken[-1 if attribute != "col" else 0] += 1000
+            if "starts" in attribute:
+                broken[0] += 1
+    with pytest.raises(ValueError, match=sentence):
+        stored.validate()
+
+
+def test_masked_csr_kernel_and_rule() -> None:
+    """A dense master runs the csr kernel at low density and dense matmul at high density."""
+    weight = torch.randn(64, 64)
+    sparse_mask = torch.rand(64, 64) < 0.1
+    stored = FORMATS["masked"].from_dense(weight, torch.ones(64, 64, dtype=torch.bool))
+    assert stored.index is None
+    stored.set_mask(sparse_mask)
+    assert stored.index is not None
+    stored.validate()
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(stored.linear(x), x @ (weight * sparse_mask).t())
+    stored.linear(x).sum().backward()
+    assert (stored.parameter.grad[~sparse_mask] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_masks(name: str) -> None:
+    stored, _, _ = make(name)
+    for mask, kind, sentence in (
+        (torch.ones(6, 8, dtype=torch.bool), ValueError, "Expected mask to have shape"),
+        (torch.ones(6, 9), TypeError, "Expected mask to have dtype torch.bool"),
+        (None, TypeError, "Expected mask to be a tensor"),
+    ):
+        with pytest.raises(kind, match=sentence):
+            stored.set_mask(mask)
+    with pytest.raises(ValueError, match="Expected mask to have shape"):
+        FORMATS[name].from_dense(torch.ones(2, 2), torch.ones(3, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_once_over_ten_topologies(name: str) -> None:
+    """Changes of equal count cause no recompilation."""
+    torch._dynamo.reset()
+    stored, _, mask = make(name, 32, 48, 0.1)
+    layer = SparseLinear.from_format(stored)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    x = torch.randn(4, 48)
+    compiled(x)
+    order = torch.arange(mask.numel())
+    for step in range(10):
+        mask = mask.flatten()[order.roll(step + 1)].view(mask.shape)
+        stored.set_mask(mask)
+        torch.testing.assert_close(compiled(x), x @ layer.weight.t())
+    assert counter.frame_count == 1

@@ -1,0 +1,92 @@
+"""Life without the native library, and switches given by the environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sparsekern._extension import native
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+TRAIN = """
+import warnings, torch, sparsekern as sk
+warnings.simplefilter("always")
+torch.manual_seed(0)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = sk.Pruner(model, optimizer, sk.prune.RigL(density=0.2, update_every=2), total_steps=8)
+    for _ in range(8):
+        model(torch.randn(4, 16)).square().mean().backward()
+        pruner.step()
+        optimizer.zero_grad()
+    for layer in pruner.layers:
+        layer.format.validate()
+ours = [str(w.message) for w in caught if "sparsekern" in str(w.message)]
+print(len(ours), ours[0] if ours else "")
+"""
+
+
+def test_everything_works_without_the_library() -> None:
+    """One warning says so and why."""
+    result = run(TRAIN, SPARSEKERN_NATIVE="0")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("1 sparsekern runs on its plain-torch references")
+    assert "SPARSEKERN_NATIVE=0 is set" in result.stdout
+
+
+def test_no_warning_with_the_library() -> None:
+    if not native.loaded:
+        pytest.skip(f"no native library: {native.reason}")
+    assert run(TRAIN).stdout.startswith("0")
+
+
+def test_import_needs_torch_and_numpy_alone() -> None:
+    code = """
+import sys
+import sparsekern
+heavy = {"pydantic", "yaml", "typer", "rich", "safetensors", "matplotlib", "sklearn"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    result = run(code)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_unknown_isa_is_refused() -> None:
+    result = run("import sparsekern", SPARSEKERN_ISA="sse9")
+    assert "Expected SPARSEKERN_ISA to be one of scalar, avx2, avx512. Got 'sse9'." in result.stderr
+
+
+def test_scalar_isa_can_be_chosen() -> None:
+    if not native.loaded:
+        pytest.skip(f"no native library: {native.reason}")
+    code = "from sparsekern._extension import native; print(native.isa)"
+    assert run(code, SPARSEKERN_ISA="scalar").stdout.strip() == "scalar"
+
+
+def test_a_broken_library_is_explained(tmp_path: object) -> None:
+    code = f"""
+import pathlib, sparsekern._extension as extension
+broken = pathlib.Path({str(tmp_path)!r}) / "lib" / "libsparsekern_cpu.so"
+broken.parent.mkdir()
+broken.write_bytes(b"not a library")
+extension.PACKAGE = broken.parent.parent
+found = extension._load()
+print(found.loaded, found.reason)
+"""
+    result = run(code)
+    assert result.stdout.startswith("False"), result.stderr
+    assert "could not be loaded" in result.stdout

@@ -1,0 +1,163 @@
+"""The training loop: learns, repeats itself bit for bit, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sparsekern.data import Dataset
+from sparsekern.train.callbacks import Callback
+from sparsekern.train.checkpoint import Checkpoints, Progress
+from sparsekern.train.loop import evaluate, train
+from sparsekern.train.metrics import MetricsLog, Row
+from sparsekern.train.network import Network, build_network
+from sparsekern.train.recipe import Recipe
+from tests.train.conftest import assert_same_training
+
+METHODS = ["rigl", "set", "static", "gmp"]
+
+
+class Stop(Callback):
+    """Interrupts the training after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def epoch_ended(self, row: Row) -> None:
+        if row["epoch"] == self.epoch:
+            raise KeyboardInterrupt
+
+
+def _train(
+    recipe: Recipe, folder: Path, name: str = "sparse", stop: int = 0, seed: int = 0
+) -> tuple[Network, Progress | None]:
+    dataset = recipe.data.load()
+    network = build_network(recipe, dataset, name, seed)
+    try:
+        progress = train(
+            network,
+            dataset,
+            recipe,
+            log=MetricsLog(folder / "metrics.jsonl"),
+            checkpoints=Checkpoints(folder / "checkpoints", recipe.digest),
+            callback=Stop(stop),
+        )
+    except KeyboardInterrupt:
+        return network, None
+    return network, progress
+
+
+def _rows(folder: Path) -> list[Row]:
+    return MetricsLog(folder / "metrics.jsonl").rows()
+
+
+@pytest.mark.parametrize("name", ["sparse", "dense"])
+def test_learns(tiny: Callable[..., Recipe], tmp_path: Path, name: str):
+    network, progress = _train(tiny("rigl", "epochs=30"), tmp_path, name)
+    rows = _rows(tmp_path)
+    assert rows[-1]["test_accuracy"] > 0.9
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] / 4
+    assert progress is not None
+    assert (progress.epoch, progress.step) == (30, 210)
+    assert progress.seconds > 0
+    assert network.density == pytest.approx(0.2 if name == "sparse" else 1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_bits(tiny: Callable[..., Recipe], tmp_path: Path, method: str):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        _train(tiny(method), tmp_path / folder)
+    assert_same_training(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
+    assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
+
+
+def test_other_seed_other_bits(tiny: Callable[..., Recipe], tmp_path: Path):
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        _train(tiny("rigl", "epochs=1"), tmp_path / str(seed), seed=seed)
+    losses = [_rows(tmp_path / str(seed))[0]["train_loss"] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_equals_uninterrupted(
+    tiny: Callable[..., Recipe], tmp_path: Path, method: str, optimizer: str
+):
+    changes = ["optimizer={name: adamw, lr: 0.01}"] if optimizer == "adamw" else []
+    recipe = tiny(method, *changes)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, stops in ((whole, [0]), (cut, [3, 6, 11, 0])):
+        folder.mkdir()
+        for stop in stops:
+            network, _ = _train(recipe, folder, stop=stop)
+    assert_same_training(whole / "checkpoints", cut / "checkpoints")
+    assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
+    assert network.compacted == (method == "gmp")
+
+
+def test_a_finished_training_is_not_repeated(tiny: Callable[..., Recipe], tmp_path: Path):
+    recipe = tiny("rigl", "epochs=2")
+    trained, first = _train(recipe, tmp_path)
+    again, second = _train(recipe, tmp_path)
+    assert first == second
+    for key, value in trained.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key])
+
+
+def test_gmp_becomes_compact_after_its_ramp(tiny: Callable[..., Recipe], tmp_path: Path):
+    for compact in (True, False):
+        folder = tmp_path / str(compact)
+        folder.mkdir()
+        network, _ = _train(tiny("gmp", f"compact={str(compact).lower()}"), folder)
+        keys = network.model.state_dict().keys()
+        assert ("hidden1.format.col" in keys) == compact
+        assert network.density == pytest.approx(0.2, abs=1e-4)
+
+
+def test_networks_of_a_seed_start_from_the_same_weights(tiny: Callable[..., Recipe]):
+    recipe = tiny()
+    dataset = recipe.data.load()
+    dense = build_network(recipe, dataset, "dense", 3).model.get_submodule("hidden1")
+    sparse = build_network(recipe, dataset, "sparse", 3).model.get_submodule("hidden1")
+    assert torch.equal(dense.weight * sparse.mask(), sparse.weight)
+
+
+def test_random_masks_do_not_follow_the_weights(tiny: Callable[..., Recipe]):
+    recipe = tiny("static", "model.hidden=[512]")
+    network = build_network(recipe, recipe.data.load(), "sparse", 0)
+    kept = network.model.get_submodule("hidden0").format.active_values()
+    assert 0.45 < (kept > 0).float().mean() < 0.55
+
+
+def test_learning_rate_advances_on_topology_updates(tiny: Callable[..., Recipe], tmp_path: Path):
+    recipe = tiny("rigl", "method.update_every=1", "epochs=4", "learning_rate=linear")
+    _train(recipe, tmp_path)
+    rates = [row["learning_rate"] for row in _rows(tmp_path)]
+    assert rates == pytest.approx([0.2 * (1 - step / 28) for step in (6, 13, 20, 27)])
+
+
+def test_loss_that_is_not_finite_stops_the_training(tiny: Callable[..., Recipe], tmp_path: Path):
+    with pytest.raises(RuntimeError) as error:
+        _train(tiny("rigl", "optimizer.lr=1e30"), tmp_path)
+    sentence = str(error.value)
+    assert sentence.startswith("Expected a finite loss. Got nan in epoch 1 of sparse, seed 0:")
+    assert _rows(tmp_path) == []
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_evaluate_by_hand():
+    model = nn.Identity()
+    x = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    y = torch.tensor([0, 1, 1])
+    dataset = Dataset(x, y, x, y, classes=2)
+    loss, accuracy = evaluate(model, dataset, batch_size=2)
+    right = torch.log1p(torch.exp(torch.tensor(-2.0))).item()
+    assert loss == pytest.approx((3 * right + 2) / 3)
+    assert accuracy == pytest.approx(2 / 3)
+    assert not model.training
