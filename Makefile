@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: train test test-all bench lint types format venv clean
+.PHONY: train test test-all bench rivals tables lint types format venv clean
 
 train: venv  ## the main job: a sparse network on real data, from the recipe to the kernel
 	$(BIN)/sparsekern train digits-rigl
@@ -19,6 +19,13 @@ test-all: venv  ## everything, without a time limit
 
 bench: venv  ## kernels against dense and the installable rivals; tables under bench/results
 	$(BIN)/python -m bench.run $(SUITES)
+
+rivals: venv  ## the packages that `make bench` compares with, where pip can install them
+	-$(BIN)/python -m pip install --quiet --no-deps sparselab==0.2.2
+	-$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation sparseprop==0.1.14
+
+tables:  ## README tables and pictures from bench/results
+	$(BIN)/python -m bench.tables
 
 lint: venv
 	$(BIN)/ruff check .

@@ -69,7 +69,10 @@ class CMakeBuild(build_ext):
     @staticmethod
     def tool(name: str) -> str:
         """cmake and ninja from the environment that builds (their wheels put them there)."""
-        for folder in (Path(sys.executable).parent, *map(Path, os.environ["PATH"].split(os.pathsep))):
+        for folder in (
+            Path(sys.executable).parent,
+            *map(Path, os.environ["PATH"].split(os.pathsep)),
+        ):
             if (folder / name).exists():
                 return str(folder / name)
         sys.exit(f"Expected {name} to be installed. Got none on PATH: pip install {name}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ OPTIMIZERS = {
 
 
 def make_method(name: str, density: float = 0.2) -> Method:
-    options = {} if name == "static" else {"update_every": 5}
+    fields = {field.name for field in dataclasses.fields(METHODS[name])}
+    options = {"update_every": 5} if "update_every" in fields else {}
     return METHODS[name](density=density, **options)
 
 

@@ -1,0 +1,180 @@
+"""`python -m bench.tables`: the tables and pictures of the README, from the committed results.
+
+Nothing measured is ever typed: what stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` is
+written by this file, and tests/test_docs.py fails when README.md is not what it would write.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.record import ROOT
+
+README = ROOT.parent / "README.md"
+RESULTS = ROOT / "results"
+PICTURES = ROOT.parent / "docs"
+TITLES = {
+    "sparsekern_csr": "**sparsekern**",
+    "sparseprop": "sparseprop",
+    "sparselab": "sparselab",
+    "torch_csr": "torch CSR (no gradient)",
+    "dense_again": "dense again (noise)",
+}
+COLORS = {"sparsekern_csr": "#d1495b", "sparseprop": "#2e86ab", "sparselab": "#4c566a"}
+Row = dict[str, Any]
+
+
+def newest(suite: str, results: Path = RESULTS) -> list[Row]:
+    """The rows of the newest run on each machine; unverified and unclean ones do not count."""
+    chosen: list[Row] = []
+    for machine in sorted(path for path in results.iterdir() if path.is_dir()):
+        runs: dict[str, list[Row]] = {}
+        for file in machine.glob("*.jsonl"):
+            for line in file.read_text("utf-8").splitlines():
+                row = json.loads(line)
+                clean = row["gate"] == "green" and not row["commit"].endswith("-dirty")
+                if row["suite"] == suite and clean:
+                    runs.setdefault(row["date"], []).append(row)
+        if runs:
+            chosen += runs[max(runs)]
+    return chosen
+
+
+def geomean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def markdown(head: list[str], body: list[list[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
+
+
+def speedups(suite: str, which: str) -> Callable[[Path], str]:
+    """A table of geometric means over the suite's shapes, one column a density."""
+
+    def table(results: Path) -> str:
+        parts = []
+        rows = newest(suite, results)
+        for machine in sorted({row["device"] for row in rows}):
+            own = [row for row in rows if row["device"] == machine and row["pass"] == which]
+            densities = sorted({row["density"] for row in own}, reverse=True)
+            body = []
+            for name, title in TITLES.items():
+                ratios = {
+                    d: [
+                        row["speedup_over_dense"]
+                        for row in own
+                        if row["variant"] == name and row["density"] == d
+                    ]
+                    for d in densities
+                }
+                if all(ratios.values()):
+                    cells = [f"{geomean(ratios[d]):.2f}x" for d in densities]
+                    body.append([title, *cells])
+            heading = [f"density {d:.2f}" for d in densities]
+            first = own[0]
+            parts.append(
+                markdown([which.replace("_", " + "), *heading], body)
+                + f"\n\n{machine}, float32, torch {first['torch']}, commit `{first['commit']}`."
+            )
+        return "\n\n".join(parts)
+
+    return table
+
+
+def main_job(results: Path) -> str:
+    """The table of `make train`, from the committed summary of its newest run on each machine."""
+    parts = []
+    for machine in sorted(path for path in results.iterdir() if path.is_dir()):
+        found = sorted(machine.glob("digits-rigl-*.json"))
+        if not found:
+            continue
+        summary = json.loads(found[-1].read_text("utf-8"))
+        body = []
+        for name in ("dense", "sparse", "small_dense"):
+            each, dense = summary[name], summary["dense"]
+            total = sum(each[f"{part}_bytes"] for part in ("weight", "index", "state"))
+            whole = sum(dense[f"{part}_bytes"] for part in ("weight", "index", "state"))
+            times = [f"{each[f'{part}_ms']:.2f}" for part in ("forward", "backward", "update")]
+            body.append(
+                [
+                    name.replace("_", " "),
+                    f"{each['density']:.3g}",
+                    f"{100 * each['accuracy']:.2f} ± {100 * each['accuracy_std']:.2f}",
+                    *times,
+                    f"{dense['step_ms'] / each['step_ms']:.2f}x",
+                    f"{total / 1e6:.2f} MB ({total / whole:.3f}x)",
+                ]
+            )
+        head = ["network", "density", "test accuracy %", "forward ms", "backward ms", "update ms"]
+        seeds = len(summary["seeds"])
+        parts.append(
+            markdown([*head, "step speed-up", "weights, indices, optimiser"], body)
+            + f"\n\nMean of {seeds} seeds; {machine}, torch {summary['versions']['torch']}."
+        )
+    return "\n\n".join(parts)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "main job": main_job,
+    "linear": speedups("linear", "forward_backward"),
+    "linear forward": speedups("linear", "forward"),
+}
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """``text`` with every marked table written anew."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in TABLES:
+            raise ValueError(f"Expected a table of {', '.join(TABLES)}. Got {name!r}.")
+        return f"<!-- table: {name} -->\n{TABLES[name](results)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def draw(suite: str, path: Path) -> None:
+    """Speed-up over density, one panel a shape, forward + backward."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in newest(suite) if row["pass"] == "forward_backward"]
+    if not rows:
+        return
+    shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
+    figure = Figure(figsize=(3 * len(shapes), 3.1), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(shapes), sharey=True)
+    for panel, shape in zip(axes, shapes, strict=True):
+        for name, color in COLORS.items():
+            own = [row for row in rows if row["variant"] == name and tuple(row["shape"]) == shape]
+            points = sorted((row["density"], row["speedup_over_dense"]) for row in own)
+            label = TITLES[name].strip("*")
+            panel.plot(*zip(*points, strict=True), "o-", color=color, label=label, ms=4)
+        panel.axhline(1, color="#999999", lw=1, ls="--")
+        panel.set(xscale="log", yscale="log", xlabel="density")
+        panel.set_title(f"batch {shape[0]}, {shape[1]} to {shape[2]}", fontsize=10)
+        panel.set_xticks([0.01, 0.05, 0.1, 0.2], ["0.01", "0.05", "0.1", "0.2"], minor=False)
+        panel.set_xticks([], minor=True)
+        panel.set_yticks([1, 2, 5, 10, 20], ["1x", "2x", "5x", "10x", "20x"])
+        panel.set_yticks([], minor=True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="#e5e5e5", lw=0.8)
+    axes[0].set_ylabel("speed-up over dense")
+    axes[-1].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    README.write_text(fill(README.read_text("utf-8")), "utf-8")
+    draw("linear", PICTURES / "linear.png")
+
+
+if __name__ == "__main__":
+    main()
