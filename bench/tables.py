@@ -88,16 +88,14 @@ def speedups(suite: str, which: str) -> Callable[[Path], str]:
 
 
 def main_job(results: Path) -> str:
-    """The table of `make train`, from the committed summary of its newest run on each machine."""
+    """The table of `make train`, from the newest run of suite `train` on each machine."""
     parts = []
-    for machine in sorted(path for path in results.iterdir() if path.is_dir()):
-        found = sorted(machine.glob("digits-rigl-*.json"))
-        if not found:
-            continue
-        summary = json.loads(found[-1].read_text("utf-8"))
+    rows = newest("train", results)
+    for machine in sorted({row["device"] for row in rows}):
+        own = {row["network"]: row for row in rows if row["device"] == machine}
+        dense = own["dense"]
         body = []
-        for name in ("dense", "sparse", "small_dense"):
-            each, dense = summary[name], summary["dense"]
+        for name, each in own.items():
             total = sum(each[f"{part}_bytes"] for part in ("weight", "index", "state"))
             whole = sum(dense[f"{part}_bytes"] for part in ("weight", "index", "state"))
             times = [f"{each[f'{part}_ms']:.2f}" for part in ("forward", "backward", "update")]
@@ -112,10 +110,9 @@ def main_job(results: Path) -> str:
                 ]
             )
         head = ["network", "density", "test accuracy %", "forward ms", "backward ms", "update ms"]
-        seeds = len(summary["seeds"])
         parts.append(
             markdown([*head, "step speed-up", "weights, indices, optimiser"], body)
-            + f"\n\nMean of {seeds} seeds; {machine}, torch {summary['versions']['torch']}."
+            + f"\n\nMean of {len(dense['seeds'])} seeds; {machine}, torch {dense['torch']}."
         )
     return "\n\n".join(parts)
 
