@@ -137,35 +137,47 @@ def fill(text: str, results: Path = RESULTS) -> str:
 
 
 def draw(suite: str, path: Path) -> None:
-    """Speed-up over density, one panel a shape, forward + backward."""
+    """Speed-up over density, forward + backward: one panel a shape, one row of panels a machine."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in newest(suite) if row["pass"] == "forward_backward"]
     if not rows:
         return
+    machines = sorted({row["device"] for row in rows})
     shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
-    figure = Figure(figsize=(3 * len(shapes), 3.1), layout="constrained")
+    size = (3 * len(shapes), 3.3 * len(machines))
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(shapes), sharey=True)
-    for panel, shape in zip(axes, shapes, strict=True):
-        for name, color in COLORS.items():
-            own = [row for row in rows if row["variant"] == name and tuple(row["shape"]) == shape]
-            points = sorted((row["density"], row["speedup_over_dense"]) for row in own)
+    strips = figure.subfigures(len(machines), 1, squeeze=False)[:, 0]
+    for strip, machine in zip(strips, machines, strict=True):
+        strip.suptitle(machine, fontsize=10, color="#4c566a")
+        axes = strip.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
+        for panel, shape in zip(axes, shapes, strict=True):
+            own = [r for r in rows if r["device"] == machine and tuple(r["shape"]) == shape]
+            _draw_panel(panel, own)
+            panel.set_title(f"batch {shape[0]}, {shape[1]} to {shape[2]}", fontsize=10)
+        axes[0].set_ylabel("speed-up over dense")
+        axes[-1].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_panel(panel: Any, rows: list[Row]) -> None:
+    """One line a contender, both axes logarithmic."""
+    for name, color in COLORS.items():
+        own = [row for row in rows if row["variant"] == name]
+        points = sorted((row["density"], row["speedup_over_dense"]) for row in own)
+        if points:
             label = TITLES[name].strip("*")
             panel.plot(*zip(*points, strict=True), "o-", color=color, label=label, ms=4)
-        panel.axhline(1, color="#999999", lw=1, ls="--")
-        panel.set(xscale="log", yscale="log", xlabel="density")
-        panel.set_title(f"batch {shape[0]}, {shape[1]} to {shape[2]}", fontsize=10)
-        panel.set_xticks([0.01, 0.05, 0.1, 0.2], ["0.01", "0.05", "0.1", "0.2"], minor=False)
-        panel.set_xticks([], minor=True)
-        panel.set_yticks([1, 2, 5, 10, 20], ["1x", "2x", "5x", "10x", "20x"])
-        panel.set_yticks([], minor=True)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(axis="y", color="#e5e5e5", lw=0.8)
-    axes[0].set_ylabel("speed-up over dense")
-    axes[-1].legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=110)
+    panel.axhline(1, color="#999999", lw=1, ls="--")
+    panel.set(xscale="log", yscale="log", xlabel="density")
+    panel.set_xticks([0.01, 0.05, 0.1, 0.2], ["0.01", "0.05", "0.1", "0.2"], minor=False)
+    panel.set_xticks([], minor=True)
+    panel.set_yticks([1, 2, 5, 10, 20], ["1x", "2x", "5x", "10x", "20x"])
+    panel.set_yticks([], minor=True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", color="#e5e5e5", lw=0.8)
 
 
 def main() -> None:
