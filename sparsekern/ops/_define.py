@@ -63,7 +63,7 @@ class Op:
     variants: dict[str, Variant]
     select: Callable[..., str] | None
     samples: Callable[[torch.device, torch.dtype], Iterable[Sample]]
-    errors: Callable[[], Iterable[tuple[tuple[Any, ...], type[Exception], str]]]
+    errors: Callable[[], Iterable[tuple[Any, type[Exception], str]]]
     cost: Callable[..., Cost]
     deterministic: bool
     function: type[torch.autograd.Function] | None
@@ -118,7 +118,7 @@ def define_op(
     setup: Callable[..., None] | None,
     backward: Callable[..., Any] | str,
     samples: Callable[[torch.device, torch.dtype], Iterable[Sample]],
-    errors: Callable[[], Iterable[tuple[tuple[Any, ...], type[Exception], str]]],
+    errors: Callable[[], Iterable[tuple[Any, type[Exception], str]]],
     cost: Callable[..., Cost],
     deterministic: bool = True,
     variants: tuple[Variant, ...] = (),
@@ -130,7 +130,9 @@ def define_op(
     ``backward`` is the gradient formula, or the reason why there is none: differentiating such an
     op raises NotImplementedError with that sentence. ``select`` chooses a variant for
     ``variant="auto"``; ops without variants run native code where it is loaded, else the reference.
-    ``kernel`` is plain torch that runs in place of the reference where it is faster.
+    ``errors`` yields wrong arguments (a tuple, or a :class:`Sample` with keywords), the exception
+    and how its sentence begins. ``kernel`` is plain torch that runs in place of the reference where
+    it is faster.
     """
     name = schema.split("(", 1)[0]
     torch.library.define(f"{NAMESPACE}::{name}", schema[len(name) :])

@@ -1,5 +1,7 @@
 // Formula    compressed columns of a CSR matrix: crow_t, col_t (rows, ascending), and perm with
-//            values_t[j] = values[perm[j]]: csr_transpose.
+//            values_t[j] = values[perm[j]]: csr_transpose. With several taps (the weight of a
+//            convolution), `taps` neighbouring columns form one row of the result, whose columns
+//            are row * taps + tap.
 // Mapping    a task owns a range of columns and walks, in every row, the entries that fall into it:
 //            a counting sort without atomics, the same order for any number of threads.
 // Cost       two reads of `col`, one write of col_t and perm.
@@ -16,7 +18,7 @@ namespace {
 struct Matrix {
   const int32_t* crow;
   const int32_t* col;
-  int64_t rows, cols, nnz;
+  int64_t rows, cols, nnz, taps;
 };
 
 // Calls visit(row, position, col) for the entries with first <= col < last, row by row.
@@ -31,46 +33,58 @@ void for_each_entry(const Matrix& m, int64_t first, int64_t last, const Callback
 }
 
 void transpose(const Matrix& m, int32_t* crow_t, int32_t* col_t, int32_t* perm) {
-  const int64_t ranges = std::max<int64_t>(1, std::min(thread_count(), m.cols / 64));
-  const auto border = [&](int64_t range) { return m.cols * range / ranges; };
+  const int64_t lists = m.cols / m.taps;  // rows of the result
+  const int64_t ranges = std::max<int64_t>(1, std::min(thread_count(), lists / 64));
+  const auto border = [&](int64_t range) { return lists * range / ranges; };
+  const auto list_of = [&](int32_t col) { return m.taps == 1 ? col : col / m.taps; };
 
-  std::fill_n(crow_t, m.cols + 1, 0);
+  std::fill_n(crow_t, lists + 1, 0);
   std::atomic<bool> columns_ok{true};
   parallel_tasks(ranges, m.nnz, [&](int64_t range, int64_t) {
-    const int64_t first = border(range);
-    for_each_entry(m, first, border(range + 1), [&](int64_t, int32_t, int32_t col) {
+    const int64_t first = border(range) * m.taps;
+    for_each_entry(m, first, border(range + 1) * m.taps, [&](int64_t, int32_t, int32_t col) {
       // SAFETY: an unsorted or negative column is never counted, so the sum below finds it.
       if (col >= first) {
-        ++crow_t[col + 1];
+        ++crow_t[list_of(col) + 1];
       } else {
         columns_ok = false;
       }
     });
   });
-  for (int64_t c = 0; c < m.cols; ++c) crow_t[c + 1] += crow_t[c];
-  SPARSEKERN_CHECK(columns_ok && crow_t[m.cols] == m.nnz,
+  for (int64_t c = 0; c < lists; ++c) crow_t[c + 1] += crow_t[c];
+  SPARSEKERN_CHECK(columns_ok && crow_t[lists] == m.nnz,
                    "Expected col to be sorted in every row and below ", m.cols,
                    ". Got columns that are not.");
 
   parallel_tasks(ranges, m.nnz, [&](int64_t range, int64_t) {
-    const int64_t first = border(range);
-    const int64_t last = border(range + 1);
+    const int64_t first = border(range), last = border(range + 1);
     std::vector<int32_t> next(crow_t + first, crow_t + last);
-    for_each_entry(m, first, last, [&](int64_t row, int32_t position, int32_t col) {
-      const int32_t target = next[size_t(col - first)]++;
-      col_t[target] = int32_t(row);
-      perm[target] = position;
-    });
+    for_each_entry(m, first * m.taps, last * m.taps,
+                   [&](int64_t row, int32_t position, int32_t col) {
+                     const int64_t list = list_of(col);
+                     const int32_t target = next[size_t(list - first)]++;
+                     col_t[target] = int32_t(row * m.taps + (col - list * m.taps));
+                     perm[target] = position;
+                   });
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> csr_transpose_cpu(Tensor crow, Tensor col, int64_t cols) {
+std::tuple<Tensor, Tensor, Tensor> csr_transpose_cpu(Tensor crow, Tensor col, int64_t cols,
+                                                     int64_t taps) {
+  SPARSEKERN_CHECK(taps >= 1 && cols % taps == 0, "Expected taps to divide ", cols,
+                   " columns. Got ", taps, ".");
   const Matrix m{static_cast<const int32_t*>(crow.data_ptr()),
-                 static_cast<const int32_t*>(col.data_ptr()), crow.numel() - 1, cols, col.numel()};
+                 static_cast<const int32_t*>(col.data_ptr()),
+                 crow.numel() - 1,
+                 cols,
+                 col.numel(),
+                 taps};
+  SPARSEKERN_CHECK(m.rows * taps < int64_t(1) << 31, "Expected rows times taps below 2^31. Got ",
+                   m.rows, " and ", taps, ".");
   check_int32(crow, "crow", m.rows + 1);
   check_int32(col, "col", m.nnz);
   check_row_bounds(m.crow, m.rows, m.nnz);
-  Tensor crow_t = torch::stable::empty({cols + 1}, ScalarType::Int);
+  Tensor crow_t = torch::stable::empty({cols / taps + 1}, ScalarType::Int);
   Tensor col_t = torch::stable::empty({m.nnz}, ScalarType::Int);
   Tensor perm = torch::stable::empty({m.nnz}, ScalarType::Int);
   transpose(m, static_cast<int32_t*>(crow_t.mutable_data_ptr()),

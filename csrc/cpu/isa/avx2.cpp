@@ -5,13 +5,14 @@
 namespace sparsekern::avx2 {
 
 #include "pack.inl"
+#include "patch.inl"
 #include "peak.inl"
 #include "sddmm.inl"
 #include "spmm.inl"
 #include "sum_rows.inl"
+#include "table.inl"
 
 const PeakKernels kPeakKernels = {peak_flops<Vec, false>, peak_flops<Vec, true>};
-const PanelKernels<float> kFloatKernels = {Pack<Vec>::pack, Pack<Vec>::unpack, Spmm<Vec>::spmm,
-                                           Sddmm<Vec>::sddmm, SumRows<Vec>::sum_rows};
+const PanelKernels<float> kFloatKernels = panel_kernels<Vec>();
 
 }  // namespace sparsekern::avx2

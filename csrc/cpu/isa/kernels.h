@@ -21,6 +21,37 @@ struct CellRows {
   int lines;    // cache lines to prefetch per row
 };
 
+// One packed row of a patch of pixels.
+struct PackRow {
+  int64_t target;  // where it begins within a copy
+  int64_t source;  // where its row begins in the plane, -1 outside of it
+};
+
+// A patch of planes [channel][height][width], as it is packed: for every channel `copies` copies,
+// each shifted along the width by one column of the kernel, so that what a non-zero multiplies is
+// contiguous:  panel[c * channel_size + k * copy_size + rows[r].target + l]
+//                  = plane[c][row + rows[r].row][col + shifts[k] + l * col_step],  l < pixels,
+// zero outside of the plane.
+struct PatchSource {
+  int64_t height, width;
+  int64_t col;  // of the plane, may be negative
+  int64_t col_step;
+  const PackRow* rows;
+  int64_t row_count;
+  const int32_t* shifts;
+  int64_t copies;
+  int64_t pixels;  // of one row
+  int64_t copy_size, channel_size;
+};
+
+// Where a tile [channel][64] of pixels goes: pixel (i, j) of the patch, at lane i * pixels + j, to
+// plane[channel][i * row_stride + j * col_step].
+struct PatchTarget {
+  int64_t rows, cols;  // of the patch, inside of the plane
+  int64_t pixels;      // lanes of one row
+  int64_t row_stride, col_step, channel_stride;
+};
+
 template <typename T>
 struct PanelKernels {
   // panel[c * width + b] = x[b * stride + c] for b < batch, zero for batch <= b < width.
@@ -36,6 +67,15 @@ struct PanelKernels {
   // gradient[j] (+)= sum_b x_panel[col[j]][b] * y_panel[r][b] for every entry j of every row.
   void (*sddmm)(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                 int width, bool accumulate, T* gradient);
+  // The same on a packed patch: entry j multiplies `width` elements from panel + offsets[j] on.
+  void (*spmm_offsets)(const CellRows& cell, const T* values, const int32_t* offsets,
+                       const T* panel, int width, bool first, T* tile);
+  void (*sddmm_offsets)(const CellRows& cell, const int32_t* offsets, const T* x_panel,
+                        const T* y_panel, int width, bool accumulate, T* gradient);
+  void (*pack_patch)(const T* planes, const PatchSource& source, int64_t channels, T* panel);
+  // y[c][pixel] = tile[c * width + lane] + bias[c] (bias may be null).
+  void (*unpack_patch)(const T* tile, const T* bias, int64_t channels, int width,
+                       const PatchTarget& target, T* y);
   // sums[r] (+)= sum over the tile of panel[r][:], r < rows.
   void (*sum_rows)(const T* panel, int64_t rows, int width, bool accumulate, T* sums);
 };

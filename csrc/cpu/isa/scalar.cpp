@@ -6,19 +6,15 @@
 namespace sparsekern::scalar {
 
 #include "pack.inl"
+#include "patch.inl"
 #include "peak.inl"
 #include "sddmm.inl"
 #include "spmm.inl"
 #include "sum_rows.inl"
-
-template <typename T>
-constexpr PanelKernels<T> kernels_of() {
-  using V = VecOf<T>;
-  return {Pack<V>::pack, Pack<V>::unpack, Spmm<V>::spmm, Sddmm<V>::sddmm, SumRows<V>::sum_rows};
-}
+#include "table.inl"
 
 const PeakKernels kPeakKernels = {peak_flops<VecOf<float>, false>, peak_flops<VecOf<float>, true>};
-const PanelKernels<float> kFloatKernels = kernels_of<float>();
-const PanelKernels<double> kDoubleKernels = kernels_of<double>();
+const PanelKernels<float> kFloatKernels = panel_kernels<VecOf<float>>();
+const PanelKernels<double> kDoubleKernels = panel_kernels<VecOf<double>>();
 
 }  // namespace sparsekern::scalar

@@ -1,4 +1,5 @@
-// Formula    tile[r][:] (+)= sum_j values[j] * panel[col[j]][:]   over row r's entries of one panel.
+// Formula    tile[r][:] (+)= sum_j values[j] * panel[col[j]][:]   over row r's entries of one panel;
+//            in the form for patches, col[j] is the offset of an entry's first element.
 // Mapping    row after row; the row's accumulators stay in registers while its entries are walked:
 //            one broadcast, one load and one multiply-add per vector, no store per non-zero.
 // Tile       `width` batch elements = NV vectors, by the rows of one block.
@@ -12,7 +13,7 @@
 #pragma once
 #include "prefetch.inl"
 
-template <typename V, int kWidth, bool kFirst, bool kIndirect>
+template <typename V, int kWidth, int kUnit, bool kFirst, bool kIndirect>
 static void spmm_rows(const CellRows& cell, const typename V::Element* values, const int32_t* col,
                       const int32_t* perm, const typename V::Element* panel,
                       typename V::Element* tile) {
@@ -31,7 +32,7 @@ static void spmm_rows(const CellRows& cell, const typename V::Element* values, c
     const int32_t end = cell.ends[r];
     for (int32_t j = cell.starts[r]; j < end; ++j) {
       const typename V::Reg weight = V::broadcast(kIndirect ? values[perm[j]] : values[j]);
-      const T* x = panel + int64_t(col[j]) * kWidth;
+      const T* x = panel + int64_t(col[j]) * kUnit;
       SPARSEKERN_UNROLL(8)
       for (int v = 0; v < NV; ++v) sum[v] = V::mul_add(weight, V::load(x + v * V::kWidth), sum[v]);
     }
@@ -48,12 +49,12 @@ struct Spmm {
   static void run(const CellRows& cell, const T* values, const int32_t* col, const int32_t* perm,
                   const T* panel, bool first, T* tile) {
     if (perm == nullptr) {
-      const auto body =
-          first ? spmm_rows<V, kWidth, true, false> : spmm_rows<V, kWidth, false, false>;
+      const auto body = first ? spmm_rows<V, kWidth, kWidth, true, false>
+                              : spmm_rows<V, kWidth, kWidth, false, false>;
       body(cell, values, col, perm, panel, tile);
     } else {
-      const auto body =
-          first ? spmm_rows<V, kWidth, true, true> : spmm_rows<V, kWidth, false, true>;
+      const auto body = first ? spmm_rows<V, kWidth, kWidth, true, true>
+                              : spmm_rows<V, kWidth, kWidth, false, true>;
       body(cell, values, col, perm, panel, tile);
     }
   }
@@ -66,6 +67,25 @@ struct Spmm {
       run<32>(cell, values, col, perm, panel, first, tile);
     } else {
       run<16>(cell, values, col, perm, panel, first, tile);
+    }
+  }
+
+  template <int kWidth>
+  static void run_offsets(const CellRows& cell, const T* values, const int32_t* offsets,
+                          const T* panel, bool first, T* tile) {
+    const auto body =
+        first ? spmm_rows<V, kWidth, 1, true, false> : spmm_rows<V, kWidth, 1, false, false>;
+    body(cell, values, offsets, nullptr, panel, tile);
+  }
+
+  static void spmm_offsets(const CellRows& cell, const T* values, const int32_t* offsets,
+                           const T* panel, int width, bool first, T* tile) {
+    if (width == 64) {
+      run_offsets<64>(cell, values, offsets, panel, first, tile);
+    } else if (width == 32) {
+      run_offsets<32>(cell, values, offsets, panel, first, tile);
+    } else {
+      run_offsets<16>(cell, values, offsets, panel, first, tile);
     }
   }
 };

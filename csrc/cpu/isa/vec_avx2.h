@@ -38,6 +38,29 @@ struct Vec {
     const __m128i bits = _mm256_cvtps_ph(r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bits);
   }
+  // Lanes [first, last) of a vector; bounds beyond the vector are cut off.
+  using Lanes = __m256i;
+  static SPARSEKERN_INLINE Lanes lanes(int first, int last) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane),
+                               _mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane));
+  }
+  static SPARSEKERN_INLINE Reg load(const float* p, Lanes lanes) {
+    return _mm256_maskload_ps(p, lanes);
+  }
+  // p[0], p[2], p[4], ...; `low` and `high` say which of the 16 elements may be read.
+  static SPARSEKERN_INLINE Reg load_even(const float* p, Lanes low, Lanes high) {
+    const Reg mixed = _mm256_shuffle_ps(load(p, low), load(p + 8, high), _MM_SHUFFLE(2, 0, 2, 0));
+    return _mm256_castpd_ps(
+        _mm256_permute4x64_pd(_mm256_castps_pd(mixed), _MM_SHUFFLE(3, 1, 2, 0)));
+  }
+  static SPARSEKERN_INLINE void store_first(float* p, Reg r, int count) {
+    if (count == kWidth) return _mm256_storeu_ps(p, r);
+    // PERF: element by element, not vmaskmovps, whose store form is microcoded on Zen.
+    alignas(32) float lane[kWidth];
+    _mm256_store_ps(lane, r);
+    for (int i = 0; i < count; ++i) p[i] = lane[i];
+  }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 

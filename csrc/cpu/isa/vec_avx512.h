@@ -38,6 +38,27 @@ struct Vec {
     const __m256i bits = _mm512_cvtps_ph(r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
   }
+  // Lanes [first, last) of a vector; bounds beyond the vector are cut off.
+  using Lanes = __mmask16;
+  static SPARSEKERN_INLINE Lanes lanes(int first, int last) {
+    const int from = first < 0 ? 0 : first > 16 ? 16 : first;
+    const int to = last < from ? from : last > 16 ? 16 : last;
+    return Lanes((1u << to) - (1u << from));
+  }
+  static SPARSEKERN_INLINE Reg load(const float* p, Lanes lanes) {
+    return _mm512_maskz_loadu_ps(lanes, p);
+  }
+  // p[0], p[2], p[4], ...; `low` and `high` say which of the 32 elements may be read.
+  static SPARSEKERN_INLINE Reg load_even(const float* p, Lanes low, Lanes high) {
+    const __m512i even =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return _mm512_permutex2var_ps(load(p, low), even, load(p + 16, high));
+  }
+  static SPARSEKERN_INLINE void store_first(float* p, Reg r, int count) {
+    // PERF: a masked store of all lanes is several times as slow as a plain one on Zen 5.
+    if (count == kWidth) return _mm512_storeu_ps(p, r);
+    _mm512_mask_storeu_ps(p, Lanes((1u << count) - 1), r);
+  }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
 

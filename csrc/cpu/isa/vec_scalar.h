@@ -31,6 +31,29 @@ struct VecOf {
   static SPARSEKERN_INLINE void store(E* p, const Reg& r) {
     for (int i = 0; i < kWidth; ++i) narrow(r.lane[i], p + i);
   }
+  // Lanes [first, last) of a vector; bounds beyond the vector are cut off.
+  struct Lanes {
+    int first, last;
+  };
+  static SPARSEKERN_INLINE Lanes lanes(int first, int last) { return {first, last}; }
+  static SPARSEKERN_INLINE Reg load(const T* p, Lanes lanes) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = lanes.first <= i && i < lanes.last ? p[i] : T(0);
+    return r;
+  }
+  // p[0], p[2], p[4], ...; `low` and `high` say which of the 16 elements may be read.
+  static SPARSEKERN_INLINE Reg load_even(const T* p, Lanes low, Lanes high) {
+    const Reg a = load(p, low), b = load(p + kWidth, high);
+    Reg r;
+    for (int i = 0; i < kWidth / 2; ++i) {
+      r.lane[i] = a.lane[2 * i];
+      r.lane[kWidth / 2 + i] = b.lane[2 * i];
+    }
+    return r;
+  }
+  static SPARSEKERN_INLINE void store_first(T* p, const Reg& r, int count) {
+    for (int i = 0; i < count; ++i) p[i] = r.lane[i];
+  }
   static SPARSEKERN_INLINE Reg add(const Reg& a, const Reg& b) {
     Reg r;
     for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] + b.lane[i];

@@ -1,5 +1,6 @@
 """Compressed sparse rows: any mask, one value and one column index per kept weight."""
 
+from sparsekern.ops.csr.conv2d import conv2d
 from sparsekern.ops.csr.dense import gather, to_dense
 from sparsekern.ops.csr.from_mask import from_mask
 from sparsekern.ops.csr.index import CsrIndex, build_index, index_from_mask
@@ -11,6 +12,7 @@ from sparsekern.ops.csr.transpose import transpose
 __all__ = [
     "CsrIndex",
     "build_index",
+    "conv2d",
     "from_mask",
     "gather",
     "index_from_mask",

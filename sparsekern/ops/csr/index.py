@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,10 @@ class CsrIndex(NamedTuple):
     follows from them: the same matrix by columns (``crow_t`` [I + 1], ``col_t`` [nnz], and ``perm``
     [nnz] with ``values_t = values[perm]``), and where the rows of both begin in each panel of
     columns (``starts``, ``starts_t``; see :func:`sparsekern.ops.csr.panel_starts`).
+
+    The index of a convolution's weight ``[O, I / groups, kh, kw]``, seen as the matrix
+    ``[O, I / groups * kh * kw]``, has no panel starts (they are empty), and its transpose has one
+    row an input channel: ``crow_t`` [I / groups + 1], ``col_t = o * kh * kw + tap``.
     """
 
     crow: Tensor
@@ -30,16 +35,14 @@ class CsrIndex(NamedTuple):
     starts_t: Tensor
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.crow.shape[0] - 1, self.crow_t.shape[0] - 1
-
-    @property
     def nnz(self) -> int:
         return self.col.shape[0]
 
 
-def build_index(crow: Tensor, col: Tensor, in_features: int) -> CsrIndex:
+def build_index(crow: Tensor, col: Tensor, in_features: int, taps: int | None = None) -> CsrIndex:
     """Everything that follows from ``crow`` and ``col`` of an ``[O, in_features]`` matrix.
+
+    ``taps`` is the size ``kh * kw`` of a convolution's kernel; None: the weight of a linear layer.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not fit.
@@ -47,6 +50,10 @@ def build_index(crow: Tensor, col: Tensor, in_features: int) -> CsrIndex:
 
     Cost: O(nnz + O + I); less than one training step of the layer at batch 128.
     """
+    if taps is not None:
+        crow_t, col_t, perm = transpose(crow, col, in_features, taps)
+        nothing = crow.new_empty(0)
+        return CsrIndex(crow, col, nothing, crow_t, col_t, perm, nothing.clone())
     crow_t, col_t, perm = transpose(crow, col, in_features)
     rows = crow.shape[0] - 1
     return CsrIndex(
@@ -61,6 +68,11 @@ def build_index(crow: Tensor, col: Tensor, in_features: int) -> CsrIndex:
 
 
 def index_from_mask(mask: Tensor, nnz: int | None = None) -> CsrIndex:
-    """The index of a bool matrix. ``nnz`` may be given to spare the count."""
-    crow, col = from_mask(mask, int(torch.count_nonzero(mask)) if nnz is None else nnz)
-    return build_index(crow, col, mask.shape[1])
+    """The index of a bool mask: ``[O, I]``, or ``[O, I / groups, kh, kw]`` of a convolution.
+
+    ``nnz`` may be given to spare the count.
+    """
+    matrix = mask.flatten(1)
+    crow, col = from_mask(matrix, int(torch.count_nonzero(mask)) if nnz is None else nnz)
+    taps = math.prod(mask.shape[2:]) if mask.ndim > 2 else None
+    return build_index(crow, col, matrix.shape[1], taps)

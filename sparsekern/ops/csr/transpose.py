@@ -15,33 +15,41 @@ from sparsekern.ops.csr._samples import matrices
 from sparsekern.ops.csr.from_mask import from_mask
 
 
-def _reference(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+def _reference(
+    crow: Tensor, col: Tensor, cols: int, taps: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     nnz = col.shape[0]
     row = row_of(crow, nnz)
-    perm = torch.argsort(col, stable=True)
-    per_column = torch.zeros(cols + 1, dtype=torch.int64, device=col.device)
-    per_column.scatter_add_(0, col.long() + 1, torch.ones_like(col, dtype=torch.int64))
+    channel = col.long() // taps
+    perm = torch.argsort(channel, stable=True)
+    per_channel = torch.zeros(cols // taps + 1, dtype=torch.int64, device=col.device)
+    per_channel.scatter_add_(0, channel + 1, torch.ones_like(channel))
     return (
-        per_column.cumsum(0).to(torch.int32),
-        row[perm].to(torch.int32),
+        per_channel.cumsum(0).to(torch.int32),
+        (row * taps + col.long() % taps)[perm].to(torch.int32),
         perm.to(torch.int32),
     )
 
 
-def _check(crow: Tensor, col: Tensor, cols: int) -> None:
+def _check(crow: Tensor, col: Tensor, cols: int, taps: int = 1) -> None:
     check_rows(crow, col)
     if not isinstance(cols, torch.SymInt) and not 0 <= cols < 2**31:
         raise ValueError(f"Expected cols to be at least 0 and below 2^31. Got {cols}.")
+    if not isinstance(cols, torch.SymInt) and (taps < 1 or cols % taps != 0):
+        raise ValueError(f"Expected taps to divide {cols} columns. Got {taps}.")
 
 
-def _fake(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    return crow.new_empty(cols + 1), torch.empty_like(col), torch.empty_like(col)
+def _fake(crow: Tensor, col: Tensor, cols: int, taps: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    return crow.new_empty(cols // taps + 1), torch.empty_like(col), torch.empty_like(col)
 
 
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for name, mask in matrices():
         crow, col = from_mask(mask.to(device), int(mask.sum()))
         yield Sample((crow, col, mask.shape[1]), name, small=mask.numel() < 100)
+        for taps in (2, 9, 10):
+            if mask.shape[1] % taps == 0:
+                yield Sample((crow, col, mask.shape[1], taps), f"{name}_{taps}_taps")
 
 
 def _errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
@@ -50,19 +58,21 @@ def _errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
     yield (crow, col[None], 3), ValueError, "Expected col to have 1 dimensions"
     yield (crow[:0], col, 3), ValueError, "Expected crow to have one element more"
     yield (crow, col, -1), ValueError, "Expected cols to be at least 0"
+    yield (crow, col, 3, 2), ValueError, "Expected taps to divide 3 columns"
+    yield (crow, col, 3, 0), ValueError, "Expected taps to divide 3 columns"
 
 
-def _cost(crow: Tensor, col: Tensor, cols: int) -> Cost:
+def _cost(crow: Tensor, col: Tensor, cols: int, taps: int = 1) -> Cost:
     nnz = col.shape[0]
     return Cost(
         flops=0,
         bytes_read=4 * (2 * nnz + crow.shape[0]),
-        bytes_written=4 * (2 * nnz + cols + 1),
+        bytes_written=4 * (2 * nnz + cols // taps + 1),
     )
 
 
 transpose_op = define_op(
-    "csr_transpose(Tensor crow, Tensor col, SymInt cols) -> (Tensor, Tensor, Tensor)",
+    "csr_transpose(Tensor crow, Tensor col, SymInt cols, int taps=1) -> (Tensor, Tensor, Tensor)",
     reference=_reference,
     check=_check,
     fake=_fake,
@@ -74,17 +84,21 @@ transpose_op = define_op(
 )
 
 
-def transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+def transpose(crow: Tensor, col: Tensor, cols: int, taps: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """The compressed columns of a CSR matrix, and where its values go: ``values_t = values[perm]``.
+
+    The weight of a convolution has ``taps`` neighbouring columns for each input channel; they
+    become one row, whose entry from row ``o`` and tap ``k`` has column ``o * taps + k``.
 
     Args:
         crow: ``[O + 1]`` int32.
         col: ``[nnz]`` int32, ascending in every row.
         cols: number of columns ``I``.
+        taps: columns of one row of the result; divides ``cols``.
 
     Returns:
-        ``crow_t`` ``[I + 1]``, ``col_t`` ``[nnz]`` (rows, ascending in every column) and ``perm``
-        ``[nnz]``, int32.
+        ``crow_t`` ``[I / taps + 1]``, ``col_t`` ``[nnz]`` (ascending in every row of the result)
+        and ``perm`` ``[nnz]``, int32.
 
     Raises:
         TypeError, ValueError: another dtype, number of dimensions or device.
@@ -93,4 +107,4 @@ def transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Ten
     Gradients: none. Deterministic, for any number of threads.
     Cost: a counting sort, O(nnz + O + I).
     """
-    return transpose_op(crow, col, cols)
+    return transpose_op(crow, col, cols, taps)

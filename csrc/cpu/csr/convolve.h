@@ -1,0 +1,138 @@
+// out = sparse kernel * in, over patches of pixels: what forward and dx of csr_conv2d share.
+#pragma once
+#include "batch.h"
+#include "walk.h"
+
+namespace sparsekern {
+
+// Strides of the pixels a view writes: dx of a strided convolution fills every `step`-th pixel.
+template <typename T>
+struct PixelTarget {
+  T* begin;
+  int64_t channel_stride;
+  Size2 stride;
+};
+
+// Consecutive tiles that one thread takes: whole images where there are enough, so that their rows
+// come from its own cache.
+inline int64_t tiles_of_a_run(const Patches& patches, int64_t threads) {
+  const int64_t together = patches.tiles_together();
+  const int64_t fair = std::max<int64_t>(1, patches.tiles() / (8 * threads));
+  return fair < together ? fair : std::min<int64_t>(8, fair / together) * together;
+}
+
+// Packed tiles: one private to each thread where there are many, else one for each tile, which the
+// threads fill together. The bits do not depend on which.
+template <typename T>
+void convolve(const ConvView& view, const SparseKernel<T>& kernel, const T* in, const T* bias,
+              const PixelTarget<T>& target) {
+  ScratchFrame scratch;
+  const Patches patches(view, kernel.nnz);
+  const Walk<T> walk(kernel, patches, view.taps(), scratch);
+  const int64_t tiles = patches.tiles(), threads = thread_count();
+  const bool is_private = tiles >= 4 * threads || threads == 1;
+  const int64_t panel_size = round_up(patches.panel_size(), 16);
+  T* panels = scratch.take<T>((is_private ? threads : tiles) * panel_size);
+  const int64_t output_size = round_up(patches.output_size(walk.row_block()), 16);
+  T* outputs = scratch.take<T>(threads * output_size);
+
+  const auto multiply = [&](int64_t tile, int64_t block, const T* panel, int64_t slot) {
+    T* output = outputs + slot * output_size;
+    for (int64_t p = 0; p < walk.panels(); ++p)
+      kernels<T>().spmm_offsets(walk.cell(block, p), walk.values(), walk.offsets(), panel,
+                                patches.width(), p == 0, output);
+    const int64_t first = block * walk.row_block();
+    patches.unpack(kernels<T>(), output, bias != nullptr ? bias + first : nullptr, tile, first,
+                   std::min(walk.row_block(), walk.rows() - first), target.begin,
+                   target.channel_stride, target.stride);
+  };
+  const int64_t work = tiles * patches.width() * (walk.nnz() + view.channels + walk.rows());
+  if (is_private) {
+    const int64_t run = tiles_of_a_run(patches, threads);
+    parallel_tasks(ceil_div(tiles, run), work, [&](int64_t index, int64_t slot) {
+      T* panel = panels + slot * panel_size;
+      for (int64_t tile = index * run; tile < std::min(tiles, (index + 1) * run); ++tile) {
+        patches.pack(kernels<T>(), in, tile, 0, view.channels, panel);
+        for (int64_t block = 0; block < walk.blocks(); ++block) {
+          patches.prefetch(in, tile, block, walk.blocks());
+          multiply(tile, block, panel, slot);
+        }
+      }
+    });
+    return;
+  }
+  constexpr int64_t kStrip = 32;  // channels packed by one task
+  const int64_t strips = ceil_div(view.channels, kStrip);
+  parallel_tasks(tiles * strips, work, [&](int64_t task, int64_t) {
+    const int64_t tile = task / strips, first = task % strips * kStrip;
+    patches.pack(kernels<T>(), in, tile, first, std::min(kStrip, view.channels - first),
+                 panels + tile * panel_size);
+  });
+  parallel_tasks(tiles * walk.blocks(), work, [&](int64_t task, int64_t slot) {
+    const int64_t tile = task % tiles;
+    multiply(tile, task / tiles, panels + tile * panel_size, slot);
+  });
+}
+
+// The arguments of a convolution, checked.
+struct ConvShape {
+  int64_t batch, channels, height, width, out_channels, out_height, out_width;
+  Size2 kernel, stride, padding, dilation;
+  int64_t groups;
+
+  ConvShape(const Tensor& x, int64_t out_channels, const std::vector<int64_t>& kernel_size,
+            const std::vector<int64_t>& strides, const std::vector<int64_t>& paddings,
+            const std::vector<int64_t>& dilations, int64_t groups)
+      : out_channels(out_channels), groups(groups) {
+    SPARSEKERN_CHECK(x.dim() == 4, "Expected x to have 4 dimensions. Got ", x.dim(), ".");
+    batch = x.size(0);
+    channels = x.size(1);
+    height = x.size(2);
+    width = x.size(3);
+    kernel = pair(kernel_size, "kernel_size", 1);
+    stride = pair(strides, "stride", 1);
+    padding = pair(paddings, "padding", 0);
+    dilation = pair(dilations, "dilation", 1);
+    SPARSEKERN_CHECK(channels >= 1, "Expected x to have channels. Got none.");
+    SPARSEKERN_CHECK(groups >= 1 && channels % groups == 0 && out_channels % groups == 0,
+                     "Expected groups to divide ", channels, " and ", out_channels,
+                     " channels. Got ", groups, ".");
+    out_height = output(height, kernel.h, stride.h, padding.h, dilation.h);
+    out_width = output(width, kernel.w, stride.w, padding.w, dilation.w);
+    SPARSEKERN_CHECK(out_height >= 1 && out_width >= 1,
+                     "Expected x to be as large as the kernel. Got ", height, " x ", width, ".");
+  }
+
+  int64_t taps() const { return kernel.h * kernel.w; }
+  int64_t group_in() const { return channels / groups; }
+  int64_t group_out() const { return out_channels / groups; }
+
+  ConvView forward() const {
+    ConvView view{batch,     channels, height, width, out_channels, out_height,
+                  out_width, {1, 1},   {},     {},    groups};
+    view.step = stride;
+    for (int64_t k = 0; k < kernel.h; ++k) view.dh.push_back(k * dilation.h - padding.h);
+    for (int64_t k = 0; k < kernel.w; ++k) view.dw.push_back(k * dilation.w - padding.w);
+    return view;
+  }
+
+ private:
+  static Size2 pair(const std::vector<int64_t>& sizes, const char* name, int64_t least) {
+    SPARSEKERN_CHECK(sizes.size() == 2 && sizes[0] >= least && sizes[1] >= least, "Expected ", name,
+                     " to be two numbers of at least ", least, ". Got others.");
+    return {sizes[0], sizes[1]};
+  }
+  static int64_t output(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
+                        int64_t dilation) {
+    const int64_t span = size + 2 * padding - dilation * (kernel - 1) - 1;
+    return span < 0 ? 0 : span / stride + 1;
+  }
+};
+
+// A float or double tensor without gaps; 16-bit activations are widened.
+inline Tensor widened(const Tensor& t, ScalarType dtype) {
+  Tensor wide = t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
+}
+
+}  // namespace sparsekern

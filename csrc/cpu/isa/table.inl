@@ -1,0 +1,17 @@
+// The bodies of one instruction set, gathered in the table that kernels.h describes.
+#pragma once
+
+template <typename V>
+constexpr PanelKernels<typename V::Element> panel_kernels() {
+  PanelKernels<typename V::Element> table{};
+  table.pack = Pack<V>::pack;
+  table.unpack = Pack<V>::unpack;
+  table.spmm = Spmm<V>::spmm;
+  table.sddmm = Sddmm<V>::sddmm;
+  table.spmm_offsets = Spmm<V>::spmm_offsets;
+  table.sddmm_offsets = Sddmm<V>::sddmm_offsets;
+  table.pack_patch = Patch<V>::pack;
+  table.unpack_patch = Patch<V>::unpack;
+  table.sum_rows = SumRows<V>::sum_rows;
+  return table;
+}

@@ -1,0 +1,483 @@
+"""``csr_conv2d``: a convolution whose weight is stored in compressed rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern._extension import native
+from sparsekern.ops._define import Cost, Sample, Variant, define_op
+from sparsekern.ops.csr._checks import ACTIVATION_DTYPES, VALUE_DTYPES, check_index
+from sparsekern.ops.csr._convolutions import CONVOLUTIONS, Convolution
+from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
+from sparsekern.ops.csr.index import CsrIndex, index_from_mask
+
+_INDEX = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor perm"
+_GEOMETRY = (
+    "SymInt[2] kernel_size, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, "
+    "SymInt groups=1, str variant='auto'"
+)
+_INDEX_NAMES = ("crow", "col", "crow_t", "col_t", "perm")
+_Pair = Sequence[int]
+
+
+def _weight(values: Tensor, index: Sequence[Tensor], kernel_size: _Pair, oracle: bool) -> Tensor:
+    """The dense weight ``[O, I / groups, kh, kw]``."""
+    crow, col, crow_t, *_ = index
+    channels = crow_t.shape[0] - 1
+    scatter = to_dense_op.reference if oracle else to_dense
+    matrix: Tensor = scatter(values, crow, col, channels * kernel_size[0] * kernel_size[1])
+    return matrix.view(-1, channels, *kernel_size)
+
+
+def _reference(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    *index: Tensor,
+    kernel_size: _Pair,
+    stride: _Pair = (1, 1),
+    padding: _Pair = (0, 0),
+    dilation: _Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Plain torch, accumulated in the dtype of ``values``."""
+    weight = _weight(values, index, kernel_size, oracle=True)
+    if probe is not None:
+        weight = weight + probe.view_as(weight)
+    y = F.conv2d(x.to(values.dtype), weight, bias, stride, padding, dilation, groups)
+    return y.to(x.dtype).contiguous()
+
+
+def _dense(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    *index: Tensor,
+    kernel_size: _Pair,
+    stride: _Pair = (1, 1),
+    padding: _Pair = (0, 0),
+    dilation: _Pair = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Scatter into scratch, then torch's own dense kernels in the dtype of ``x``."""
+    weight = _weight(values, index, kernel_size, oracle=False)
+    if probe is not None:
+        weight = weight + probe.view_as(weight)
+    offset = None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight.to(x.dtype), offset, stride, padding, dilation, groups)
+
+
+def output_size(
+    size: Sequence[int], kernel_size: _Pair, stride: _Pair, padding: _Pair, dilation: _Pair
+) -> list[int]:
+    """Height and width of the output, by torch's formula."""
+    return [
+        (size[i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+
+
+def _check(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    *index: Tensor,
+    kernel_size: _Pair,
+    stride: _Pair = (1, 1),
+    padding: _Pair = (0, 0),
+    dilation: _Pair = (1, 1),
+    groups: int = 1,
+) -> None:
+    check_tensor(x, "x", ndim=4)
+    check_tensor(values, "values", ndim=1)
+    crow, col, crow_t, col_t, perm = index
+    rows, channels = crow.shape[0] - 1, crow_t.shape[0] - 1
+    check_geometry(kernel_size, stride, padding, dilation)
+    if groups < 1 or rows % groups != 0:
+        raise ValueError(f"Expected groups to divide {rows} output channels. Got {groups}.")
+    if x.shape[1] != channels * groups or channels < 1:
+        raise ValueError(
+            f"Expected x to have {channels * groups} channels. Got shape {tuple(x.shape)}."
+        )
+    if min(output_size(x.shape[2:], kernel_size, stride, padding, dilation)) < 1:
+        raise ValueError(
+            f"Expected x to be as large as the kernel, {tuple(kernel_size)} with dilation "
+            f"{tuple(dilation)}, once padded by {tuple(padding)}. Got shape {tuple(x.shape)}."
+        )
+    check_dtype(x, "x", ACTIVATION_DTYPES)
+    check_dtype(values, "values", VALUE_DTYPES)
+    if (x.dtype == torch.float64) != (values.dtype == torch.float64):
+        raise TypeError(
+            "Expected x and values to be float64 together or not at all. "
+            f"Got {x.dtype} and {values.dtype}."
+        )
+    device = values.device
+    check_device(x, "x", device, "values")
+    check_shape(values, "values", col.shape)
+    if bias is not None:
+        check_shape(bias, "bias", (rows,))
+        check_dtype(bias, "bias", (values.dtype,))
+        check_device(bias, "bias", device, "values")
+    if probe is not None:
+        check_shape(probe, "probe", (rows, channels * kernel_size[0] * kernel_size[1]))
+    for name, tensor in zip(_INDEX_NAMES, index, strict=True):
+        check_index(name, tensor, None, device, "values")
+    if col_t.shape != col.shape or perm.shape != col.shape:
+        raise ValueError(
+            f"Expected col, col_t and perm to have {col.shape[0]} elements. "
+            f"Got {col_t.shape[0]} and {perm.shape[0]}."
+        )
+
+
+def check_geometry(kernel_size: _Pair, stride: _Pair, padding: _Pair, dilation: _Pair) -> None:
+    """Raises ValueError unless these are pairs of numbers of at least 1 (padding: 0)."""
+    for name, pair, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if len(pair) != 2 or min(pair) < least:
+            raise ValueError(
+                f"Expected {name} to be two numbers of at least {least}. Got {tuple(pair)}."
+            )
+
+
+def _fake(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Tensor:
+    size = output_size(
+        x.shape[2:],
+        geometry["kernel_size"],
+        geometry.get("stride", (1, 1)),
+        geometry.get("padding", (0, 0)),
+        geometry.get("dilation", (1, 1)),
+    )
+    return x.new_empty(x.shape[0], rest[2].shape[0] - 1, *size)
+
+
+def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+    x, values, _, probe, *index = inputs
+    ctx.save_for_backward(x, values, *index)
+    ctx.has_probe = probe is not None
+
+
+def _geometry(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "variant"}
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, *index = ctx.saved_tensors
+    needs_x, needs_values, needs_bias, needs_probe, *_ = ctx.needs_input_grad
+    geometry = _geometry(ctx.options)
+    dense_grad = None
+    if ctx.has_probe and needs_probe:
+        # NOTE: with the dense gradient at hand the kept part is gathered, not computed again.
+        dense_grad = _dense_gradients(grad, x, values, index, [False, True, False], **geometry)[1]
+    mask = [needs_x, needs_values and dense_grad is None, needs_bias]
+    dx, dvalues, dbias = conv2d_backward_op.without_gradient(
+        grad, x, values, *index, mask, **ctx.options
+    )
+    if needs_values and dense_grad is not None:
+        dvalues = gather(dense_grad, index[0], index[1])
+    gradients = (
+        dx if needs_x else None,
+        dvalues if needs_values else None,
+        dbias if needs_bias else None,
+        dense_grad,
+    )
+    return *gradients, *(None for _ in index)
+
+
+def _dense_gradients(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    wanted: list[bool],
+    *,
+    kernel_size: _Pair,
+    stride: _Pair = (1, 1),
+    padding: _Pair = (0, 0),
+    dilation: _Pair = (1, 1),
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch's gradients of x, of the dense weight as a matrix ``[O, ...]``, and of the bias."""
+    weight = _weight(values, index, kernel_size, oracle=True)
+    dx, dweight, dbias = torch.ops.aten.convolution_backward(
+        grad.to(values.dtype),
+        x.to(values.dtype),
+        weight,
+        [weight.shape[0]],
+        list(stride),
+        list(padding),
+        list(dilation),
+        False,
+        [0, 0],
+        groups,
+        wanted,
+    )
+    return dx, dweight.flatten(1) if wanted[1] else dweight, dbias
+
+
+def _backward_reference(
+    grad: Tensor, x: Tensor, values: Tensor, *rest: Any, **geometry: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *index, output_mask = rest
+    dx, dweight, dbias = _dense_gradients(grad, x, values, index, list(output_mask), **geometry)
+    return (
+        dx.to(x.dtype).contiguous() if output_mask[0] else x.new_empty(0),
+        gather_op.reference(dweight, index[0], index[1]) if output_mask[1] else values.new_empty(0),
+        dbias if output_mask[2] else values.new_empty(0),
+    )
+
+
+def _check_backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> None:
+    *index, output_mask = rest
+    _check(x, values, None, None, *index, **geometry)
+    check_shape(grad, "grad", _fake(x.to("meta"), values, None, None, index[0], **geometry).shape)
+    check_dtype(grad, "grad", (x.dtype,))
+    if len(output_mask) != 3:
+        raise ValueError(f"Expected output_mask to have 3 entries. Got {len(output_mask)}.")
+
+
+def _fake_backward(
+    grad: Tensor, x: Tensor, values: Tensor, *rest: Any, **geometry: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *index, output_mask = rest
+    return (
+        x.new_empty(x.shape if output_mask[0] else (0,)),
+        values.new_empty(values.shape if output_mask[1] else (0,)),
+        values.new_empty((index[0].shape[0] - 1) if output_mask[2] else 0),
+    )
+
+
+def _supports_patch(*args: Any, **_: Any) -> str | None:
+    if not native.loaded:
+        return f"the native library is not loaded: {native.reason}"
+    if args[0].device.type != "cpu":
+        return f"it runs on the CPU. Got {args[0].device}."
+    return None
+
+
+def _select(x: Tensor, *rest: Any, **_: Any) -> str:
+    return "patch" if native.loaded and x.device.type == "cpu" else "reference"
+
+
+def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    value_dtype = dtype if dtype in VALUE_DTYPES else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    for case in CONVOLUTIONS:
+        index = _conv_index(case, device)
+        x = torch.randn(case.input_shape, generator=generator).to(device, dtype)
+        values = torch.randn(index[1].shape, generator=generator).to(device, value_dtype)
+        bias = torch.randn(case.out_channels, generator=generator).to(device, value_dtype)
+        args: tuple[Any, ...] = (x, values, bias if case.bias else None, None, *index)
+        yield Sample(args, case.name, case.geometry, small=case.small)
+        if case.small:
+            columns = case.channels // case.groups * math.prod(case.kernel_size)
+            zero = torch.zeros((), device=device, dtype=value_dtype)
+            probe = zero.expand(case.out_channels, columns)
+            args = (x, values, args[2], probe, *index)
+            yield Sample(args, f"{case.name}_probe", case.geometry, small=True, promise=True)
+        if case.name == "typical":
+            turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+            yield Sample((turned, *args[1:]), "strided", case.geometry)
+            last = x.to(memory_format=torch.channels_last)
+            yield Sample((last, *args[1:]), "channels_last", case.geometry)
+            yield Sample((x[::2], *args[1:]), "every_second_image", case.geometry)
+
+
+def _conv_index(case: Convolution, device: torch.device) -> tuple[Tensor, ...]:
+    index = index_from_mask(case.mask().to(device))
+    return tuple(getattr(index, name) for name in _INDEX_NAMES)
+
+
+def _backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for sample in _samples(device, dtype):
+        x, values, bias, _, *index = sample.args
+        shape = _fake(x.to("meta"), values, None, None, index[0], **sample.kwargs).shape
+        grad = torch.linspace(-1, 1.5, math.prod(shape), device=device).mul(7).sin()
+        grad = grad.view(shape).to(dtype)
+        mask = [True, True, bias is not None]
+        args = (grad, x, values, *index, mask)
+        yield Sample(args, sample.id, sample.kwargs, small=sample.small)
+        if sample.id == "typical":
+            for i in range(3):
+                only = [i == j for j in range(3)]
+                yield Sample((*args[:-1], only), f"only_{i}", sample.kwargs)
+            expanded = grad[:1].expand(grad.shape)
+            yield Sample((expanded, *args[1:]), "expanded_grad", sample.kwargs)
+
+
+def _errors() -> Iterator[tuple[Any, type[Exception], str]]:
+    case = Convolution("errors", (1, 4, 5, 5), 6, (3, 3), density=0.5)
+    index = _conv_index(case, torch.device("cpu"))
+    x, values = torch.zeros(case.input_shape), torch.zeros(index[1].shape)
+
+    def with_(first: Any = x, second: Any = values, *rest: Any, **changes: Any) -> Sample:
+        args = (first, second, *(rest or (None, None)), *index)
+        return Sample(args, "", {"kernel_size": (3, 3), **changes})
+
+    yield with_(None), TypeError, "Expected x to be a tensor"
+    yield with_(x[0]), ValueError, "Expected x to have 4 dimensions"
+    yield with_(x[:, :3]), ValueError, "Expected x to have 4 channels"
+    yield with_(x[..., :2]), ValueError, "Expected x to be as large as the kernel, (3, 3)"
+    yield with_(x.long()), TypeError, "Expected x to have dtype"
+    yield with_(x.double()), TypeError, "Expected x and values to be float64"
+    yield with_(x, values.half()), TypeError, "Expected values to have dtype"
+    yield with_(x, values[:2]), ValueError, "Expected values to have shape"
+    yield with_(x, values, torch.zeros(5), None), ValueError, "Expected bias to have shape"
+    yield with_(x, values, None, torch.zeros(3)), ValueError, "Expected probe to have shape"
+    yield with_(groups=4), ValueError, "Expected groups to divide 6 output channels"
+    yield with_(groups=2), ValueError, "Expected x to have 8 channels"
+    for name, pair, least in (
+        ("stride", (0, 1), 1),
+        ("padding", (0, -1), 0),
+        ("dilation", (1,), 1),
+    ):
+        yield (
+            with_(**{name: pair}),
+            ValueError,
+            f"Expected {name} to be two numbers of at least {least}",
+        )
+
+
+def _backward_errors() -> Iterator[tuple[Any, type[Exception], str]]:
+    case = Convolution("errors", (1, 4, 5, 5), 6, (3, 3), density=0.5)
+    index = _conv_index(case, torch.device("cpu"))
+    x, values, geometry = torch.zeros(case.input_shape), torch.zeros(index[1].shape), case.geometry
+    grad, mask = torch.zeros(1, 6, 3, 3), [True, True, True]
+    wrong = Sample((grad[..., :2], x, values, *index, mask), "", geometry)
+    yield wrong, ValueError, "Expected grad to have shape"
+    wrong = Sample((grad.double(), x, values, *index, mask), "", geometry)
+    yield wrong, TypeError, "Expected grad to have dtype"
+    wrong = Sample((grad, x, values, *index, [True]), "", geometry)
+    yield wrong, ValueError, "Expected output_mask to have 3 entries"
+
+
+def _cost(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Cost:
+    pixels = _fake(x.to("meta"), values, *rest, **geometry)
+    size = x.element_size()
+    flops = 2 * values.numel() * pixels.shape[0] * math.prod(pixels.shape[2:])
+    return Cost(flops, x.numel() * size + 8 * values.numel(), pixels.numel() * size)
+
+
+def _backward_cost(grad: Tensor, x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Cost:
+    mask, size = rest[-1], x.element_size()
+    products = int(mask[0]) + int(mask[1])
+    flops = 2 * products * values.numel() * grad.shape[0] * math.prod(grad.shape[2:])
+    read = (grad.numel() + x.numel() * mask[1]) * size + 8 * products * values.numel()
+    return Cost(flops, read, x.numel() * size * mask[0] + 4 * values.numel() * mask[1])
+
+
+conv2d_backward_op = define_op(
+    f"csr_conv2d_backward(Tensor grad, Tensor x, Tensor values, {_INDEX}, bool[3] output_mask, *, "
+    f"{_GEOMETRY}) -> (Tensor, Tensor, Tensor)",
+    reference=_backward_reference,
+    check=_check_backward,
+    fake=_fake_backward,
+    setup=None,
+    backward="second derivatives are not computed; use sparsekern.densify(model) for them.",
+    variants=(Variant("patch", _supports_patch),),
+    select=_select,
+    samples=_backward_samples,
+    errors=_backward_errors,
+    cost=_backward_cost,
+)
+
+conv2d_op = define_op(
+    f"csr_conv2d(Tensor x, Tensor values, Tensor? bias, Tensor? probe, {_INDEX}, *, {_GEOMETRY}) "
+    "-> Tensor",
+    reference=_reference,
+    check=_check,
+    fake=_fake,
+    setup=_setup,
+    backward=_backward,
+    variants=(
+        Variant("patch", _supports_patch),
+        Variant("dense", lambda *_, **__: None, _dense),
+    ),
+    select=_select,
+    samples=_samples,
+    errors=_errors,
+    cost=_cost,
+)
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    index: CsrIndex,
+    bias: Tensor | None = None,
+    *,
+    kernel_size: _Pair,
+    stride: _Pair = (1, 1),
+    padding: _Pair = (0, 0),
+    dilation: _Pair = (1, 1),
+    groups: int = 1,
+    probe: Tensor | None = None,
+    variant: str = "auto",
+) -> Tensor:
+    """``y[n, o, i, j] = bias[o] + sum W[o, c, ky, kx] x[n, c, i s - p + ky d, j s - p + kx d]``.
+
+    ``W[o, c, ky, kx]`` is ``values[e]`` for the entry ``e`` of row ``o`` with column
+    ``(c * kh + ky) * kw + kx``, zero where there is none; ``x`` is zero outside of its borders.
+
+    Args:
+        x: ``[N, I, H, W]`` float32, float64, bfloat16 or float16; of any strides.
+        values: ``[nnz]`` float32 (float64 with a float64 ``x``) in row-major order of the mask;
+            16-bit values are widened first.
+        index: of the mask ``[O, I / groups, kh, kw]``, from :func:`index_from_mask`.
+        bias: ``[O]``, or None.
+        kernel_size, stride, padding, dilation: pairs for height and width.
+        groups: divides ``I`` and ``O``.
+        probe: ``[O, I / groups * kh * kw]`` zeros (stride 0) whose gradient is the dense gradient
+            of ``W``, or None.
+        variant: "auto", or one of: "patch" (native CPU), "dense" (scatter into scratch and torch's
+            dense kernels), "reference".
+
+    Returns:
+        ``[N, O, H', W']`` of the dtype and memory format of ``x``.
+
+    Raises:
+        TypeError, ValueError: shapes, dtypes, devices or a geometry that do not fit; an unknown
+            variant.
+        NotImplementedError: a variant that cannot run here, with the reason; second derivatives.
+
+    Gradients: of ``x``, ``values`` (float32 for 16-bit ``x``), ``bias`` and ``probe``. NaN or
+    infinity in ``x`` may reach gradients of values that do not touch it.
+    Deterministic: "patch" gives the same bits for any number of threads.
+    Cost: ``2 N H' W' nnz`` flops forward, twice that backward; no im2col in memory.
+    Reference: patches of output pixels as in docs/cpu_kernels.md.
+    """
+    if values.dtype in (torch.bfloat16, torch.float16):
+        values = values.float()
+    if bias is not None and bias.dtype != values.dtype:
+        bias = bias.to(values.dtype)
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    y = conv2d_op(
+        x,
+        values,
+        bias,
+        probe,
+        *(getattr(index, name) for name in _INDEX_NAMES),
+        kernel_size=tuple(kernel_size),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        variant=variant,
+    )
+    return y.contiguous(memory_format=torch.channels_last) if last else y
+
+
+__all__ = ["check_geometry", "conv2d", "conv2d_backward_op", "conv2d_op", "output_size"]
