@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 
+#include "../output.h"
 #include "convolve.h"
 #include "index.h"
 
@@ -27,8 +28,8 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
   check_row_bounds(crow_data, shape.out_channels, col.numel());
 
   const Tensor in = widened(x, scalar_type<T>());
-  Tensor y = torch::stable::empty(
-      {shape.batch, shape.out_channels, shape.out_height, shape.out_width}, scalar_type<T>());
+  Tensor y = empty_output({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
+                          scalar_type<T>());
   if (y.numel() > 0) {
     const SparseKernel<T> kernel{crow_data,
                                  static_cast<const int32_t*>(col.data_ptr()),

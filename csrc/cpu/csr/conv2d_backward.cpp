@@ -12,6 +12,7 @@
 #include <string>
 #include <tuple>
 
+#include "../output.h"
 #include "convolve.h"
 #include "index.h"
 
@@ -97,10 +98,10 @@ class WeightGradient {
       T* grad = grad_panels + slot * grad_size_;
       for (int64_t tile = first; tile < last; ++tile) {
         if (dvalues_ != nullptr) {
+          x_.bring_in(x_data_, tile, tile == first);
           x_.pack(kernels<T>(), x_data_, tile, 0, view_.channels, x);
-          x_.prefetch(x_data_, tile, 0, 1);
         }
-        grad_.prefetch(grad_data_, tile, 0, 1);
+        grad_.bring_in(grad_data_, tile, tile == first);
         grad_.pack(kernels<T>(), grad_data_, tile, 0, view_.out_channels, grad);
         add_tile(x, grad, 0, walk_.blocks(), tile > first, value_sums + chunk * walk_.nnz(),
                  bias_sums + chunk * walk_.rows());
@@ -188,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   check_row_bounds(crow_data, shape.out_channels, nnz);
   const Tensor in = widened(x, scalar_type<T>()), dy = widened(grad, scalar_type<T>());
   const auto make = [](std::vector<int64_t> sizes) {
-    return torch::stable::empty(sizes, scalar_type<T>());
+    return empty_output(sizes, scalar_type<T>());
   };
   Tensor dx =
       wanted[0] ? make({shape.batch, shape.channels, shape.height, shape.width}) : make({0});

@@ -52,11 +52,9 @@ void convolve(const ConvView& view, const SparseKernel<T>& kernel, const T* in, 
     parallel_tasks(ceil_div(tiles, run), work, [&](int64_t index, int64_t slot) {
       T* panel = panels + slot * panel_size;
       for (int64_t tile = index * run; tile < std::min(tiles, (index + 1) * run); ++tile) {
+        patches.bring_in(in, tile, tile == index * run);
         patches.pack(kernels<T>(), in, tile, 0, view.channels, panel);
-        for (int64_t block = 0; block < walk.blocks(); ++block) {
-          patches.prefetch(in, tile, block, walk.blocks());
-          multiply(tile, block, panel, slot);
-        }
+        for (int64_t block = 0; block < walk.blocks(); ++block) multiply(tile, block, panel, slot);
       }
     });
     return;

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "../../common/ceil_div.h"
-#include "../../common/inline.h"
 #include "../isa/kernels.h"
 
 namespace sparsekern {
@@ -103,17 +102,31 @@ class Patches {
   // Tiles that read the same images; runs of consecutive tiles should be multiples of it.
   int64_t tiles_together() const { return together_ > 1 ? 1 : patches_h_ * patches_w_; }
 
-  // Requests part `part` of `parts` of what comes into play when tile + tiles_together() is packed.
-  // PERF: an image is read in pieces a plane apart, which no hardware prefetcher follows; packing
-  // 64 channels of 32 x 32 takes 2 to 3 times as long without this (Zen 5).
+  // Reads what this tile and those after it need once from end to end, where the tile begins a new
+  // band of rows (or `anew`, at the start of a run).
+  // PERF: patches are read in pieces a plane apart, which no hardware prefetcher follows, and
+  // software prefetches do not keep up: packing 128 channels of 16 x 16 takes 6.2 ms with them,
+  // 6.7 without, 1.6 after this sweep (Zen 5, 16.8 MB, one thread).
   template <typename T>
-  void prefetch(const T* in, int64_t tile, int64_t part, int64_t parts) const {
-    const int64_t size = view_.batch * view_.channels * view_.height * view_.width;
-    const int64_t steps = tiles() * parts;
-    const int64_t step = (tile + tiles_together()) * parts + part;
-    const int64_t end = std::min(size, (step + 1) * size / steps);
-    constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-    for (int64_t i = step * size / steps; i < end; i += kLine) SPARSEKERN_PREFETCH(in + i);
+  void bring_in(const T* in, int64_t tile, bool anew) const {
+    const int64_t plane = view_.height * view_.width;
+    if (together_ > 1) {
+      const int64_t first = tile * together_ * view_.channels * plane;
+      const int64_t last = std::min(first + together_ * view_.channels * plane,
+                                    view_.batch * view_.channels * plane);
+      return sweep(in + first, in + last);
+    }
+    const int64_t patch = tile % (patches_h_ * patches_w_);
+    const int64_t patch_row = patch / patches_w_, band = band_rows<T>();
+    if (!anew && (patch % patches_w_ != 0 || patch_row % band != 0)) return;
+    const T* image = in + tile / (patches_h_ * patches_w_) * view_.channels * plane;
+    if (band >= patches_h_) return sweep(image, image + view_.channels * plane);
+    const int64_t first_row = patch_row / band * band * ph_ * view_.step.h;
+    const int64_t last_row = first_row + band * ph_ * view_.step.h + ph_;
+    const int64_t begin = std::min(view_.height, first_row) * view_.width;
+    const int64_t end = std::min(view_.height, last_row) * view_.width;
+    for (int64_t c = 0; c < view_.channels; ++c)
+      sweep(image + c * plane + begin, image + c * plane + end);
   }
 
   // Writes rows [first, first + count) of a finished tile; `out` begins at pixel (0, 0) of the view,
@@ -162,6 +175,27 @@ class Patches {
   struct Place {
     int64_t image, i, j;
   };
+
+  // Rows of patches whose input fills a good part of a core's second cache.
+  template <typename T>
+  int64_t band_rows() const {
+    constexpr int64_t kBandBytes = int64_t(384) << 10;
+    const int64_t bytes = view_.channels * ph_ * view_.step.h * view_.width * int64_t(sizeof(T));
+    return std::max<int64_t>(1, kBandBytes / std::max<int64_t>(1, bytes));
+  }
+
+  // Reads one element of every cache line.
+  template <typename T>
+  static void sweep(const T* begin, const T* end) {
+    constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+    T sums[4] = {};
+    const T* p = begin;
+    for (; p + 3 * kLine < end; p += 4 * kLine)
+      for (int i = 0; i < 4; ++i) sums[i] += p[i * kLine];
+    for (; p < end; p += kLine) sums[0] += *p;
+    volatile T sink = (sums[0] + sums[1]) + (sums[2] + sums[3]);  // keeps the loads
+    (void)sink;
+  }
 
   Place place(int64_t tile, int64_t image) const {
     if (together_ > 1) return {tile * together_ + image, 0, 0};

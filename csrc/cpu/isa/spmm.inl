@@ -13,11 +13,20 @@
 #pragma once
 #include "prefetch.inl"
 
+constexpr int32_t kPairsFrom = 6;  // entries of a row from which two sets of sums pay
+
+template <typename V, int NV>
+static SPARSEKERN_INLINE void add_entry(typename V::Element value, const typename V::Element* x,
+                                        typename V::Reg* sum) {
+  const typename V::Reg weight = V::broadcast(value);
+  SPARSEKERN_UNROLL(8)
+  for (int v = 0; v < NV; ++v) sum[v] = V::mul_add(weight, V::load(x + v * V::kWidth), sum[v]);
+}
+
 template <typename V, int kWidth, int kUnit, bool kFirst, bool kIndirect>
 static void spmm_rows(const CellRows& cell, const typename V::Element* values, const int32_t* col,
                       const int32_t* perm, const typename V::Element* panel,
                       typename V::Element* tile) {
-  using T = typename V::Element;
   constexpr int NV = kWidth / V::kWidth;
   for (int64_t r = 0; r < cell.rows; ++r, tile += kWidth) {
     // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (panel_starts.h).
@@ -30,12 +39,24 @@ static void spmm_rows(const CellRows& cell, const typename V::Element* values, c
     SPARSEKERN_UNROLL(8)
     for (int v = 0; v < NV; ++v) sum[v] = kFirst ? V::zero() : V::load(tile + v * V::kWidth);
     const int32_t end = cell.ends[r];
-    for (int32_t j = cell.starts[r]; j < end; ++j) {
-      const typename V::Reg weight = V::broadcast(kIndirect ? values[perm[j]] : values[j]);
-      const T* x = panel + int64_t(col[j]) * kUnit;
+    int32_t j = cell.starts[r];
+    if (NV <= 4 && end - j >= kPairsFrom) {
+      // PERF: four chains of additions cannot feed two 512-bit multipliers of latency 4 (Zen 5).
+      typename V::Reg odd[NV];
       SPARSEKERN_UNROLL(8)
-      for (int v = 0; v < NV; ++v) sum[v] = V::mul_add(weight, V::load(x + v * V::kWidth), sum[v]);
+      for (int v = 0; v < NV; ++v) odd[v] = V::zero();
+      for (; j + 2 <= end; j += 2) {
+        add_entry<V, NV>(kIndirect ? values[perm[j]] : values[j], panel + int64_t(col[j]) * kUnit,
+                         sum);
+        add_entry<V, NV>(kIndirect ? values[perm[j + 1]] : values[j + 1],
+                         panel + int64_t(col[j + 1]) * kUnit, odd);
+      }
+      SPARSEKERN_UNROLL(8)
+      for (int v = 0; v < NV; ++v) sum[v] = V::add(sum[v], odd[v]);
     }
+    for (; j < end; ++j)
+      add_entry<V, NV>(kIndirect ? values[perm[j]] : values[j], panel + int64_t(col[j]) * kUnit,
+                       sum);
     SPARSEKERN_UNROLL(8)
     for (int v = 0; v < NV; ++v) V::store(tile + v * V::kWidth, sum[v]);
   }
