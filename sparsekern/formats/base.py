@@ -85,6 +85,14 @@ def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     parameter.grad = None
 
 
+def keep_module_path(*_: object) -> None:
+    """A forward hook that does nothing and is never called, as formats are not called themselves.
+
+    That a hook is there at all keeps ``nn.TransformerEncoderLayer`` in eval from its fast path,
+    which multiplies by ``linear1.weight`` itself, so that no sparse kernel would run.
+    """
+
+
 class SparseFormat(nn.Module, ABC):
     """Storage of one sparse weight: a Parameter for the trainable numbers, buffers for the index.
 
@@ -103,6 +111,7 @@ class SparseFormat(nn.Module, ABC):
         self.shape = tuple(shape)
         self.register_buffer("version", torch.tensor(FORMAT_VERSION, dtype=torch.int32))
         self._probe: Tensor | None = None
+        self.register_forward_hook(keep_module_path)
 
     @classmethod
     @abstractmethod
