@@ -5,7 +5,7 @@ absent; the trainer and the command line import the rest of their dependencies t
 """
 
 from sparsekern import formats, nn, ops, optim, patterns, prune
-from sparsekern.nn import densify
+from sparsekern.nn import densify, load, save
 from sparsekern.prune import Pruner, sparsify
 
 __version__ = "0.1.0"
@@ -15,10 +15,12 @@ __all__ = [
     "__version__",
     "densify",
     "formats",
+    "load",
     "nn",
     "ops",
     "optim",
     "patterns",
     "prune",
+    "save",
     "sparsify",
 ]

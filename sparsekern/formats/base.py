@@ -56,26 +56,41 @@ class TopologyChange:
         return torch.where(self.kept.view(state.shape), state, state.new_zeros(()))
 
 
+def check_no_graph(parameter: nn.Parameter, shape: torch.Size) -> None:
+    """Raises RuntimeError if a graph is alive that keeps the parameter from taking this shape."""
+    if parameter.shape == shape or not parameter.requires_grad:
+        return
+    old = parameter.data
+    parameter.data = old.new_zeros(()).expand(shape)
+    with torch.enable_grad():
+        accumulator = parameter.expand_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    parameter.data = old
+    if tuple(accumulator._input_metadata[0].shape) != tuple(shape):  # type: ignore[union-attr]
+        raise RuntimeError(
+            f"Expected no graph of an earlier step to be alive while a parameter changes its "
+            f"shape from {tuple(old.shape)} to {tuple(shape)}. Got one: delete the last "
+            "loss and outputs first (del loss)."
+        )
+
+
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     """``parameter.data = data``, possibly of another shape; drops the gradient.
 
     Raises RuntimeError, with nothing changed, when a graph of an earlier forward pass is still
-    alive: autograd remembers the old shape in it and would refuse the next gradient.
+    alive: autograd remembers the old shape in it and would refuse the next gradient
+    (:func:`check_no_graph`).
     """
-    if parameter.shape != data.shape and parameter.requires_grad:
-        old = parameter.data
-        parameter.data = data
-        with torch.enable_grad():
-            accumulator = parameter.expand_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
-        if tuple(accumulator._input_metadata[0].shape) != tuple(data.shape):  # type: ignore[union-attr]
-            parameter.data = old
-            raise RuntimeError(
-                f"Expected no graph of an earlier step to be alive while a parameter changes its "
-                f"shape from {tuple(old.shape)} to {tuple(data.shape)}. Got one: delete the last "
-                "loss and outputs first (del loss)."
-            )
+    check_no_graph(parameter, data.shape)
     parameter.data = data
     parameter.grad = None
+
+
+def keep_module_path(*_: object) -> None:
+    """A forward hook that does nothing and is never called, as formats are not called themselves.
+
+    That a hook is there at all keeps ``nn.TransformerEncoderLayer`` in eval from its fast path,
+    which multiplies by ``linear1.weight`` itself, so that no sparse kernel would run.
+    """
 
 
 class SparseFormat(nn.Module, ABC):
@@ -96,6 +111,7 @@ class SparseFormat(nn.Module, ABC):
         self.shape = tuple(shape)
         self.register_buffer("version", torch.tensor(FORMAT_VERSION, dtype=torch.int32))
         self._probe: Tensor | None = None
+        self.register_forward_hook(keep_module_path)
 
     @classmethod
     @abstractmethod

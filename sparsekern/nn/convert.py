@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsekern.formats import FORMATS, SparseFormat, choose_format
 from sparsekern.nn.linear import SparseLinear
+from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,7 +43,7 @@ def to_sparse(
     Args:
         model: changed in place.
         names: of its ``Linear`` layers; several names mean one tied weight.
-        mask: bool ``[O, I]``, True = kept.
+        mask: bool, shaped like the layers' ``weight``, True = kept.
         format: "auto" or a format's name.
         master: "compact" or "dense", what ``format="auto"`` may choose from.
 
@@ -55,14 +56,37 @@ def to_sparse(
     if format == "auto":
         density = int(torch.count_nonzero(mask)) / max(mask.numel(), 1)
         format = choose_format(density, parameter.device, master)
-    stored = FORMATS[format].from_dense(parameter.detach(), mask)
+    stored = FORMATS[format].from_dense(
+        as_stored(first, parameter.detach()), as_stored(first, mask)
+    )
+    install(model, names, stored)
+    return stored
+
+
+def as_stored(module: nn.Module, tensor: Tensor) -> Tensor:
+    """A tensor shaped like the layer's ``weight`` in the orientation in which formats hold it."""
+    return tensor.t().contiguous() if is_transposed_linear(module) else tensor
+
+
+def install(model: nn.Module, names: list[str], stored: SparseFormat) -> None:
+    """Puts sparse layers around ``stored`` in place of dense ones that share one weight, whose
+    Parameter object lives on in it."""
+    parameter = model.get_submodule(names[0]).weight
+    assert isinstance(parameter, nn.Parameter)
     stored.adopt(parameter)
     for name in names:
-        linear = model.get_submodule(name)
-        layer = SparseLinear.from_format(stored, getattr(linear, "bias", None))
-        layer.train(linear.training)
+        dense = model.get_submodule(name)
+        layer = sparse_twin(dense, stored)
+        layer.train(dense.training)
         set_submodule(model, name, layer)
-    return stored
+
+
+def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLinear:
+    """The sparse layer that stands for a dense one; the bias is shared with it."""
+    bias = getattr(dense, "bias", None)
+    if is_transposed_linear(dense):
+        return SparseTransposedLinear.around(stored, bias, type(dense))
+    return SparseLinear.from_format(stored, bias)
 
 
 def densify(model: Model) -> Model:
@@ -90,18 +114,19 @@ def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Every place of a ``torch.nn.Linear`` or a subclass by name, tied places included."""
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every place of a ``torch.nn.Linear``, a subclass, or a transposed linear layer by name, tied
+    places included."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear) and name != "":
+        if (isinstance(module, nn.Linear) or is_transposed_linear(module)) and name != "":
             yield name, module
 
 
-def why_not_convertible(linear: nn.Linear) -> str | None:
+def why_not_convertible(layer: nn.Module) -> str | None:
     """The reason why a layer has to stay dense, or None."""
-    if linear._parameters.get("weight") is None:
+    if layer._parameters.get("weight") is None:
         return "its weight is computed from others (a parametrization or a hook)"
-    if type(linear) is not nn.Linear:
+    if type(layer) is not nn.Linear and not is_transposed_linear(layer):
         # The out_proj of nn.MultiheadAttention, for one: its owner multiplies by .weight itself.
-        return f"a {type(linear).__name__}, whose owner may multiply by its weight directly"
+        return f"a {type(layer).__name__}, whose owner may multiply by its weight directly"
     return None

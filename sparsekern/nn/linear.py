@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -160,6 +160,8 @@ class SparseLinear(nn.Module):
         return linear.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor) and x.is_nested:
+            return on_nested(lambda rows: self.format.linear(rows, self.bias), x)
         return self.format.linear(x, self.bias)
 
     def _load_from_state_dict(
@@ -189,6 +191,17 @@ class SparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}"
         )
+
+
+def on_nested(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of ``[..., features]`` on a nested tensor, as ``nn.TransformerEncoder`` makes one
+    of a padded batch in eval; all rows in one call."""
+    if x.layout == torch.jagged:
+        offsets, lengths = x.offsets(), x.lengths()  # type: ignore[attr-defined]
+        return torch.nested.nested_tensor_from_jagged(function(x.values()), offsets, lengths)
+    parts = x.unbind()
+    rows = function(torch.cat(parts))
+    return torch.nested.as_nested_tensor(list(rows.split([part.shape[0] for part in parts])))
 
 
 def _format_of(name: str, mask: Tensor) -> type[SparseFormat]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -98,8 +99,12 @@ def find_targets(
         if reason is None and weight is not None:
             by_weight.setdefault(id(weight), Target([], weight)).names.append(name)
         else:
-            shape = (linear.out_features, linear.in_features)
-            numel = shape[0] * shape[1]
+            shape = (
+                (linear.out_features, linear.in_features)
+                if isinstance(linear, nn.Linear)
+                else tuple(linear.weight.shape)  # type: ignore[arg-type]
+            )
+            numel = math.prod(shape)
             dense.append(LayerReport([name], shape, "dense", numel, numel, str(reason)))
     shared = _used_elsewhere(model)
     for target in by_weight.values():
@@ -128,12 +133,12 @@ def find_targets(
 
 
 def _used_elsewhere(model: nn.Module) -> dict[int, str]:
-    """Parameters of modules that are not plain Linear layers, by identity."""
+    """Parameters of modules that cannot become sparse, by identity."""
     return {
         id(parameter): f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
         for parameter in module._parameters.values()
-        if parameter is not None and type(module) is not nn.Linear
+        if parameter is not None and why_not_convertible(module) is not None
     }
 
 

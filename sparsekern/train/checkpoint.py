@@ -1,8 +1,9 @@
 """Checkpoints: folders that are complete or not there.
 
-``step-00000420/`` holds ``model.safetensors`` (weights and topology), ``state.pt`` (optimiser,
-pruner, random numbers) and ``meta.json`` (what it belongs to, and the other files' checksums). It
-is written under a temporary name, brought to the disk and renamed; older ones go only then.
+``step-00000420/`` holds ``model.safetensors`` (weights and topology; ``sk.load`` reads it),
+``state.pt`` (optimiser, pruner, random numbers) and ``meta.json`` (what it belongs to, and the
+other files' checksums). It is written under a temporary name, brought to the disk and renamed;
+older ones go only then.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
+from sparsekern.nn.checkpoint import save
+from sparsekern.nn.tensor_file import read_tensors
 from sparsekern.train.files import remove_leftovers, write_folder_atomically
 from sparsekern.train.network import Network
 
@@ -58,7 +58,7 @@ class Checkpoints:
         path = self.folder / f"step-{progress.step:08d}"
 
         def fill(folder: Path) -> None:
-            _write_tensors(network.model, folder / MODEL)
+            save(network.model, folder / MODEL)
             torch.save(_state_of(network), folder / STATE)
             meta = {
                 "format_version": FORMAT_VERSION,
@@ -89,7 +89,7 @@ class Checkpoints:
         meta = self._read_meta(path / META, network)
         for name, checksum in meta["files"].items():
             _check_file(path / name, checksum)
-        tensors = _read_tensors(path / MODEL)
+        tensors, _ = read_tensors(path / MODEL)
         state = _read_state(path / STATE)
         if state["compacted"]:
             network.compact_like(tensors)
@@ -143,31 +143,6 @@ def _state_of(network: Network) -> dict[str, Any]:
         "compacted": network.compacted,
         "random": torch.get_rng_state(),
     }
-
-
-def _write_tensors(model: nn.Module, path: Path) -> None:
-    """The model's state_dict; tensors that several names share are stored once."""
-    stored: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    names: dict[tuple[Any, ...], str] = {}
-    for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and key in names:
-            aliases[name] = names[key]
-        else:
-            names[key] = name
-            stored[name] = tensor.contiguous()
-    save_file(stored, path, {"aliases": json.dumps(aliases)})
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"Expected {path} to be a safetensors file. Got: {error}.") from None
-    return tensors | {alias: tensors[name] for alias, name in aliases.items()}
 
 
 def _read_state(path: Path) -> dict[str, Any]:

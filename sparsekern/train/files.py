@@ -7,31 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-TEMPORARY = ".partial-"  # prefix of names that are not finished
+from sparsekern._files import TEMPORARY, sync, write_atomically
 
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open folders, and orders renames by itself
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+__all__ = ["remove_leftovers", "sync", "write_atomically", "write_folder_atomically"]
 
 
 def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -97,7 +98,7 @@ def test_a_failed_write_loses_nothing(
     def fail(*args: object) -> None:
         raise OSError("no space left on device")
 
-    place = {"rename": os, "save_file": checkpoint_module, "save": torch}[failing]
+    place = {"rename": os, "save_file": safetensors.torch, "save": torch}[failing]
     monkeypatch.setattr(place, failing, fail)
     with pytest.raises(OSError, match="no space left"):
         checkpoints.save(network, Progress(2, 14, 0.0))
