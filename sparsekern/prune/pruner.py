@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from sparsekern._checks import check_positive
@@ -163,8 +164,9 @@ class Pruner:
 
         Args:
             closure: re-evaluates the model and returns the loss, for optimisers that want one.
-            scaler: of mixed precision; gradients are unscaled here, ``scaler.update()`` stays the
-                caller's. After an overflow nothing happens and a due update waits.
+            scaler: of mixed precision; gradients are unscaled here unless the caller has done it
+                (to clip them), ``scaler.update()`` stays the caller's. After an overflow nothing
+                happens and a due update waits.
 
         Returns:
             The closure's loss, if there is a closure.
@@ -194,7 +196,8 @@ class Pruner:
         """Unscales the gradients; whether they are finite on every rank."""
         if scaler is None or not scaler.is_enabled():
             return True
-        scaler.unscale_(self.optimizer)
+        if scaler._per_optimizer_states[id(self.optimizer)]["stage"] is OptState.READY:
+            scaler.unscale_(self.optimizer)
         found = scaler._found_inf_per_device(self.optimizer)
         overflow = any(bool(value.item()) for value in found.values())
         return not any_rank(overflow, next(self.model.parameters()).device)

@@ -109,6 +109,42 @@ def test_scaled_training_equals_unscaled() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("clip", [1e-2, 1e9])
+def test_gradients_unscaled_by_the_caller(clip: float) -> None:
+    """torch's recipe for clipping (unscale_, clip, step), on optimiser steps and on updates."""
+    results = []
+    for scaled in (False, True):
+        model, optimizer = model_and_optimizer()
+        pruner = Pruner(model, optimizer, RigL(density=0.2, update_every=2), total_steps=100)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        for step in range(6):
+            x = torch.randn(8, 32, generator=torch.Generator().manual_seed(step))
+            scaler.scale(model(x).square().mean()).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            pruner.step(scaler=scaler)
+            scaler.update()
+            optimizer.zero_grad()
+        results.append(model.state_dict())
+    for a, b in zip(results[0].values(), results[1].values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_overflow_found_by_the_caller() -> None:
+    model, optimizer = model_and_optimizer()
+    pruner = Pruner(model, optimizer, RigL(density=0.2, update_every=1), total_steps=100)
+    pruner.steps = 1
+    pruner._arm()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(model(torch.randn(8, 32)).square().mean() * float("inf")).backward()
+    scaler.unscale_(optimizer)
+    mask = pruner.layers[0].mask()
+    pruner.step(scaler=scaler)
+    scaler.update()
+    assert scaler.get_scale() == 4.0
+    assert torch.equal(pruner.layers[0].mask(), mask)
+
+
 def test_gradient_accumulation_feeds_the_dense_gradient() -> None:
     """Two half batches grow the same weights as one batch."""
     masks = []
