@@ -74,6 +74,11 @@ class Pruner:
         if not isinstance(method, Method):
             raise TypeError(f"Expected method to be a Method. Got {type(method).__name__}.")
         check_positive(total_steps, "total_steps")
+        if total_steps < method.min_steps:
+            raise ValueError(
+                f"Expected total_steps to be at least {method.min_steps} for {method.name}. "
+                f"Got {total_steps}: no update fits."
+            )
         self.model, self.optimizer, self.method = model, optimizer, method
         self.total_steps = total_steps
         self.steps = 0

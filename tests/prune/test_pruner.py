@@ -282,6 +282,8 @@ def test_bad_arguments() -> None:
         Pruner(model, optimizer, GMP(), total_steps=10, format="csr")
     with pytest.raises(ValueError, match="Expected a model with Linear layers to prune. Got none"):
         Pruner(nn.Sequential(nn.ReLU()), optimizer, Static(), total_steps=10)
+    with pytest.raises(ValueError, match="Expected total_steps to be at least 2 for gmp. Got 1"):
+        Pruner(model, optimizer, GMP(), total_steps=1)
     assert type(model[0]) is nn.Linear
     sk.sparsify(model, 0.1, format="csr")
     with pytest.raises(
