@@ -18,6 +18,7 @@ from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
 from sparsekern.optim.state import move_state, reset_state, state_bytes
+from sparsekern.prune.adopt import adopt
 from sparsekern.prune.distributed import any_rank, average_, from_rank_zero, is_distributed
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Clock, Layer, Method
@@ -35,14 +36,15 @@ class Pruner:
     """Trains a model sparsely: call :meth:`step` in place of ``optimizer.step()``.
 
     A dense model is made sparse in place when the Pruner is built (Parameter objects stay, so an
-    optimiser built before is fine); a model that is sparse already keeps its topology as the start.
+    optimiser built before is fine). A model that is sparse already keeps its topology as the start:
+    ``method.density`` and ``format`` must then be its own, or within reach of a method that prunes.
 
     Args:
         model: dense or sparse; not yet wrapped in DistributedDataParallel if it is dense.
         optimizer: any element-wise torch optimiser over the model's parameters.
         method: what decides the topology.
         total_steps: optimiser steps of the whole run, which fractions in ``method`` refer to.
-        exclude: names of layers to leave dense, as ``fnmatch`` patterns.
+        exclude: names of layers to leave as they are, as ``fnmatch`` patterns.
         format: "auto" or a format's name for all layers.
         seed: of random masks and random growth.
 
@@ -85,41 +87,15 @@ class Pruner:
         self.generator = torch.Generator().manual_seed(seed)
         self._due = False  # an update that had to wait for finite gradients
         self.report = SparsifyReport()
-        self.layers = self._adopt_sparse() or self._convert_dense(exclude, format)
+        self.layers = self._adopt_sparse(exclude, format) or self._convert_dense(exclude, format)
         self._arm()
 
     # Building
 
-    def _adopt_sparse(self) -> list[Layer]:
+    def _adopt_sparse(self, exclude: Sequence[str], format: str) -> list[Layer]:
         """The layers of a model that is sparse already."""
-        found = sparse_layers(self.model)
-        for name, module in found.items():
-            self._check_master(name, module.format)
-            row = LayerReport(
-                [name],
-                module.format.shape,
-                module.format.name,
-                module.format.nnz,
-                module.format.numel,
-            )
-            self.report.layers.append(row)
-        names = list(found)
-        shapes = [found[name].format.shape for name in names]
-        if self.method.master == "dense":
-            final = kept_counts(shapes, self.method.density, self.method.distribution)
-        else:
-            final = [found[name].format.nnz for name in names]
-        return [
-            self._layer(name, found[name].format, count)
-            for name, count in zip(names, final, strict=True)
-        ]
-
-    def _check_master(self, name: str, format: SparseFormat) -> None:
-        if self.method.master == "dense" and format.master != "dense":
-            raise ValueError(
-                f"Expected {name} to have a dense master, which {self.method.name} needs. Got "
-                f"format {format.name!r}: give the Pruner the dense model instead."
-            )
+        self.report, found = adopt(self.model, self.method, exclude, format)
+        return [self._layer(*each) for each in found]
 
     def _convert_dense(self, exclude: Sequence[str], format: str) -> list[Layer]:
         """Makes a dense model sparse as the method starts."""
@@ -141,10 +117,11 @@ class Pruner:
             return from_rank_zero(mask_ops.topk(scores, count))
 
         parameters = [target.weight for target in targets]
+        kept_sparse = self.report.left_dense
         self.report, formats = convert(
             self.model, targets, initial_mask, format=format, master=method.master
         )
-        self.report.left_dense = left_dense
+        self.report.left_dense = kept_sparse + left_dense
         for parameter in parameters:
             reset_state(self.optimizer, parameter)
         counts = {target.names[0]: count for target, count in zip(targets, final, strict=True)}

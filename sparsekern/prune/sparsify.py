@@ -39,7 +39,9 @@ class LayerReport:
 @dataclass
 class SparsifyReport:
     """What ``sparsify`` did, layer by layer. ``density`` counts the weights of the prunable layers
-    (also those that came out at density 1), not biases, norms, embeddings or excluded layers."""
+    (also those that came out at density 1), not biases, norms, embeddings or excluded layers.
+    ``left_dense`` has the layers that stay as they are (excluded ones of a model that is sparse
+    already keep their format), each with the reason."""
 
     layers: list[LayerReport] = field(default_factory=list)
     left_dense: list[LayerReport] = field(default_factory=list)
@@ -104,9 +106,9 @@ def find_targets(
     shared = _used_elsewhere(model)
     for target in by_weight.values():
         why = ""
-        matched = [p for p in exclude if any(fnmatch.fnmatch(n, p) for n in target.names)]
-        if matched:
-            why = f"excluded by {matched[0]!r}"
+        pattern = first_match(target.names, exclude)
+        if pattern is not None:
+            why = f"excluded by {pattern!r}"
         elif id(target.weight) in shared:
             why = f"its weight is shared with {shared[id(target.weight)]}"
         if why:
@@ -125,6 +127,14 @@ def find_targets(
             "which matches none."
         )
     return targets, dense
+
+
+def first_match(names: Sequence[str], patterns: Sequence[str]) -> str | None:
+    """The first ``fnmatch`` pattern that one of the names matches."""
+    for pattern in patterns:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return pattern
+    return None
 
 
 def _used_elsewhere(model: nn.Module) -> dict[int, str]:

@@ -204,15 +204,6 @@ def test_compact_with_a_graph_alive_says_so() -> None:
     assert pruner.compact()
 
 
-def test_adopts_a_sparse_model() -> None:
-    model, optimizer = model_and_optimizer()
-    sk.sparsify(model, 0.3)
-    masks = [m.mask() for m in model if hasattr(m, "format")]
-    pruner = Pruner(model, optimizer, RigL(density=0.9, update_every=2), total_steps=100)
-    assert [layer.nnz for layer in pruner.layers] == [int(m.sum()) for m in masks]
-    assert all(torch.equal(a.mask(), b) for a, b in zip(pruner.layers, masks, strict=True))
-
-
 def test_momentum_built_before_conversion_is_reset() -> None:
     model, optimizer = model_and_optimizer()
     backward(model)
@@ -285,11 +276,6 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="Expected total_steps to be at least 2 for gmp. Got 1"):
         Pruner(model, optimizer, GMP(), total_steps=1)
     assert type(model[0]) is nn.Linear
-    sk.sparsify(model, 0.1, format="csr")
-    with pytest.raises(
-        ValueError, match="to have a dense master, which gmp needs. Got format 'csr'"
-    ):
-        Pruner(model, optimizer, GMP(), total_steps=10)
 
 
 def test_checkpoint_of_another_run_is_refused() -> None:
