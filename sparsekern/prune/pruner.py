@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from sparsekern._checks import check_positive
-from sparsekern.formats import CsrFormat, FormatBytes, MaskedFormat, SparseFormat
+from sparsekern._checks import check_model, check_positive, check_seed, check_texts
+from sparsekern.formats import FORMATS, CsrFormat, FormatBytes, MaskedFormat, SparseFormat
 from sparsekern.nn.convert import sparse_layers
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
-from sparsekern.optim.state import move_state, reset_state, state_bytes
+from sparsekern.optim.state import check_holds, move_state, reset_state, state_bytes
 from sparsekern.prune.adopt import adopt
 from sparsekern.prune.distributed import any_rank, average_, from_rank_zero, is_distributed
 from sparsekern.prune.distribution import kept_counts
@@ -48,6 +48,10 @@ class Pruner:
         format: "auto" or a format's name for all layers.
         seed: of random masks and random growth.
 
+    Raises:
+        TypeError, ValueError: an argument is not what it should be, names nothing, or does not fit
+            the model; the model is as it was then.
+
     Attributes:
         report: what became of each layer.
         steps: optimiser steps so far.
@@ -73,14 +77,9 @@ class Pruner:
         format: str = "auto",
         seed: int = 0,
     ) -> None:
-        if not isinstance(method, Method):
-            raise TypeError(f"Expected method to be a Method. Got {type(method).__name__}.")
-        check_positive(total_steps, "total_steps")
-        if total_steps < method.min_steps:
-            raise ValueError(
-                f"Expected total_steps to be at least {method.min_steps} for {method.name}. "
-                f"Got {total_steps}: no update fits."
-            )
+        exclude = check_texts(exclude, "exclude")
+        _check_arguments(model, optimizer, method, total_steps, format)
+        check_seed(seed, "seed")
         self.model, self.optimizer, self.method = model, optimizer, method
         self.total_steps = total_steps
         self.steps = 0
@@ -95,6 +94,7 @@ class Pruner:
     def _adopt_sparse(self, exclude: Sequence[str], format: str) -> list[Layer]:
         """The layers of a model that is sparse already."""
         self.report, found = adopt(self.model, self.method, exclude, format)
+        check_holds(self.optimizer, {name: stored.parameter for name, stored, _ in found})
         return [self._layer(*each) for each in found]
 
     def _convert_dense(self, exclude: Sequence[str], format: str) -> list[Layer]:
@@ -102,11 +102,7 @@ class Pruner:
         targets, left_dense = find_targets(self.model, exclude)
         if not targets:
             raise ValueError("Expected a model with Linear layers to prune. Got none.")
-        if format != "auto" and self.method.master == "dense" and format != "masked":
-            raise ValueError(
-                f"Expected format to be auto or masked for {self.method.name}, which needs dense "
-                f"masters. Got {format!r}."
-            )
+        check_holds(self.optimizer, {target.names[0]: target.weight for target in targets})
         method = self.method
         final = kept_counts([t.shape for t in targets], method.density, method.distribution)
 
@@ -324,3 +320,29 @@ class Pruner:
         for layer in self.layers:
             layer.memory = state["memory"][layer.name]
         self._arm()
+
+
+def _check_arguments(
+    model: nn.Module, optimizer: Optimizer, method: Method, total_steps: int, format: str
+) -> None:
+    """What can be said before the model is looked at."""
+    check_model(model)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"Expected optimizer to be a torch.optim.Optimizer. Got {type(optimizer).__name__}."
+        )
+    if not isinstance(method, Method):
+        raise TypeError(f"Expected method to be a Method. Got {type(method).__name__}.")
+    check_positive(total_steps, "total_steps")
+    if total_steps < method.min_steps:
+        raise ValueError(
+            f"Expected total_steps to be at least {method.min_steps} for {method.name}. "
+            f"Got {total_steps}: no update fits."
+        )
+    if format == "auto":
+        return
+    if FORMATS[format].master != "dense" and method.master == "dense":
+        raise ValueError(
+            f"Expected format to be auto or masked for {method.name}, which needs dense masters. "
+            f"Got {format!r}."
+        )

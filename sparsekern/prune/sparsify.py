@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparsekern._checks import check_fraction
+from sparsekern._checks import check_fraction, check_model, check_texts
 from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn.convert import linear_layers, to_sparse, why_not_convertible
 from sparsekern.nn.linear import SparseLinear
@@ -91,6 +91,7 @@ def find_targets(
     Layers that share a weight are one target. A weight that another kind of module uses too (an
     embedding, say) stays dense.
     """
+    exclude = check_texts(exclude, "exclude")
     by_weight: dict[int, Target] = {}
     targets: list[Target] = []
     dense: list[LayerReport] = []
@@ -212,6 +213,7 @@ def sparsify(
         TypeError, ValueError: arguments out of range, unknown names, no layer to convert, a model
             wrapped in DistributedDataParallel.
     """
+    check_model(model)
     _check_choices(density, mask, pattern)
     scores = SCORES[score]
     targets, left_dense = find_targets(model, exclude)

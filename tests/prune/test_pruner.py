@@ -278,6 +278,74 @@ def test_bad_arguments() -> None:
     assert type(model[0]) is nn.Linear
 
 
+@pytest.mark.parametrize(
+    ("exclude", "sentence"),
+    [
+        ("024", "Expected exclude to be a list of texts. Got '024'"),
+        (None, "Expected exclude to be a list of texts. Got None"),
+        (5, "Expected exclude to be a list of texts. Got 5"),
+        ([5], r"Expected exclude\[0\] to be text. Got 5"),
+    ],
+)
+def test_exclude_is_a_list_of_texts(exclude: object, sentence: str) -> None:
+    model, optimizer = model_and_optimizer()
+    with pytest.raises(TypeError, match=sentence):
+        Pruner(model, optimizer, Static(), total_steps=10, exclude=exclude)
+    with pytest.raises(TypeError, match=sentence):
+        sk.sparsify(model, 0.5, exclude=exclude)
+    assert type(model[0]) is nn.Linear
+    sk.sparsify(model, 0.1)
+    with pytest.raises(TypeError, match=sentence):
+        Pruner(model, optimizer, Static(), total_steps=10, exclude=exclude)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "sentence"),
+    [
+        ({"model": "m"}, TypeError, r"Expected model to be a torch.nn.Module\. Got str"),
+        ({"optimizer": "sgd"}, TypeError, r"Expected optimizer to be a torch\.optim\.Optimizer"),
+        ({"seed": "x"}, TypeError, "Expected seed to be an integer. Got 'x'"),
+        ({"seed": True}, TypeError, "Expected seed to be an integer. Got True"),
+        ({"seed": -1}, ValueError, r"Expected seed to be in \[0, 2\*\*64\). Got -1"),
+        (
+            {"format": ["csr"]},
+            ValueError,
+            r"Expected format to be one of csr, masked.* Got \['csr'",
+        ),
+    ],
+)
+def test_arguments_are_checked_before_anything(
+    changes: dict[str, object], kind: type[Exception], sentence: str
+) -> None:
+    model, optimizer = model_and_optimizer()
+    given = {"model": model, "optimizer": optimizer, "method": Static(), "total_steps": 10}
+    with pytest.raises(kind, match=sentence):
+        Pruner(**{**given, **changes})
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_optimizer_of_other_weights(sparse: bool) -> None:
+    model, _ = model_and_optimizer()
+    if sparse:
+        sk.sparsify(model, 0.1)
+    optimizer = torch.optim.SGD(model[:4].parameters(), lr=0.1)
+    with pytest.raises(
+        ValueError, match="Expected optimizer to hold the weights of .* Got one without that of 4"
+    ):
+        Pruner(model, optimizer, Static(), total_steps=10)
+    assert (type(model[0]) is nn.Linear) != sparse
+    if not sparse:
+        assert Pruner(model, optimizer, Static(), total_steps=10, exclude=["4"]).layers
+
+
+def test_no_model() -> None:
+    with pytest.raises(TypeError, match=r"Expected model to be a torch.nn.Module\. Got str"):
+        sk.sparsify("x", 0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Expected model to be a torch.nn.Module\. Got int"):
+        sk.densify(5)  # type: ignore[type-var]
+
+
 def test_checkpoint_of_another_run_is_refused() -> None:
     model, optimizer = model_and_optimizer()
     pruner = Pruner(model, optimizer, Static(), total_steps=10)
