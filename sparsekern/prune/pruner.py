@@ -196,24 +196,44 @@ class Pruner:
 
     @torch.no_grad()
     def update_topology(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """Gives every layer the method's new mask; values and optimiser state follow."""
+        """Gives every layer the method's new mask; values and optimiser state follow.
+
+        All masks are known before the first layer changes: an error leaves every layer as it was.
+        """
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        for layer in self.layers:
+        try:
             if "dense_grad" in self.method.needs:
-                layer.dense_grad = self._dense_grad(layer, scale)
-            mask = from_rank_zero(self.method.update(layer, self.clock))
+                self._take_dense_grads(scale)
+            masks = [self._new_mask(layer) for layer in self.layers]
+        except BaseException:
+            self._arm()
+            raise
+        finally:
+            for layer in self.layers:
+                layer.dense_grad = None
+        for layer, mask in zip(self.layers, masks, strict=True):
             change = layer.format.set_mask(mask)
             move_state(self.optimizer, layer.format.parameter, change)
-            layer.dense_grad = None
 
-    def _dense_grad(self, layer: Layer, scale: float) -> Tensor:
-        gradient = layer.format.take_dense_grad()
-        if gradient is None:
-            raise RuntimeError(
-                f"Expected a backward pass through {layer.name} before pruner.step(), because "
-                f"{self.method.name} grows by the dense gradient. Got none."
-            )
-        return average_(gradient / scale if scale != 1.0 else gradient)
+    def _new_mask(self, layer: Layer) -> Tensor:
+        mask = from_rank_zero(self.method.update(layer, self.clock))
+        layer.dense_grad = None  # the largest thing here: not for longer than needed
+        return mask
+
+    def _take_dense_grads(self, scale: float) -> None:
+        """Every layer's dense gradient, unscaled, the mean over ranks."""
+        for layer in self.layers:
+            layer.dense_grad = layer.format.take_dense_grad()
+        for layer in self.layers:
+            if layer.dense_grad is None:
+                raise RuntimeError(
+                    f"Expected a backward pass through {layer.name} before pruner.step(), because "
+                    f"{self.method.name} grows by the dense gradient. Got none."
+                )
+        for layer in self.layers:
+            gradient = layer.dense_grad
+            assert gradient is not None
+            layer.dense_grad = average_(gradient / scale if scale != 1.0 else gradient)
 
     def _arm(self) -> None:
         """Asks for the dense gradient where the coming step needs it, and only there."""

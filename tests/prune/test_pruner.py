@@ -259,6 +259,25 @@ def test_missing_backward_says_so() -> None:
         pruner.step()
 
 
+def test_a_failed_update_changes_nothing_and_can_be_repeated() -> None:
+    """A layer that no gradient reached: neither it nor those before it change."""
+    model, optimizer = model_and_optimizer()
+    pruner = Pruner(model, optimizer, RigL(density=0.2, update_every=1), total_steps=100)
+    backward(model)
+    pruner.step()
+    before = [value.clone() for value in model.state_dict().values()]
+    model[0](torch.randn(8, 32)).square().mean().backward()
+    with pytest.raises(RuntimeError, match="Expected a backward pass through 2 before"):
+        pruner.step()
+    after = model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert pruner.steps == 1
+    masks = [layer.mask() for layer in pruner.layers]
+    backward(model)
+    pruner.step()
+    assert not all(torch.equal(a, b.mask()) for a, b in zip(masks, pruner.layers, strict=True))
+
+
 def test_bad_arguments() -> None:
     model, optimizer = model_and_optimizer()
     with pytest.raises(TypeError, match=r"Expected method to be a Method. Got str"):
