@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def describe(value: object) -> str:
@@ -41,6 +41,30 @@ def check_shape(value: Tensor, name: str, expected: Sequence[int]) -> None:
     """Raises ValueError unless the tensor has exactly this shape."""
     if value.shape != expected:
         raise ValueError(f"Expected {name} to have shape {tuple(expected)}. Got {shape(value)}.")
+
+
+def check_model(value: object) -> None:
+    """Raises TypeError unless ``value`` is a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"Expected model to be a torch.nn.Module. Got {type(value).__name__}.")
+
+
+def check_texts(value: Collection[str], name: str) -> tuple[str, ...]:
+    """A list of texts as a tuple. Raises TypeError for anything else, one text alone included."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Collection):
+        raise TypeError(f"Expected {name} to be a list of texts. Got {value!r}.")
+    for i, each in enumerate(value):
+        if not isinstance(each, str):
+            raise TypeError(f"Expected {name}[{i}] to be text. Got {each!r}.")
+    return tuple(value)
+
+
+def check_seed(value: int, name: str) -> None:
+    """Raises unless ``value`` is a whole number that can seed a generator."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected {name} to be an integer. Got {value!r}.")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"Expected {name} to be in [0, 2**64). Got {value}.")
 
 
 def check_fraction(value: float, name: str) -> None:

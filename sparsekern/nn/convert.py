@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from sparsekern._checks import check_model
 from sparsekern.formats import FORMATS, SparseFormat, choose_format
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
@@ -94,6 +95,7 @@ def densify(model: Model) -> Model:
 
     Tied sparse layers become layers that share one dense weight.
     """
+    check_model(model)
     dense = copy.deepcopy(model)
     shared: dict[int, nn.Parameter] = {}
     for name, module in list(dense.named_modules()):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
 
+from sparsekern._checks import check_model
 from sparsekern.formats import SparseFormat
 
 
@@ -18,8 +20,11 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     Returns:
         Two groups for a torch optimiser: with ``weight_decay``, and with 0.
     """
-    if weight_decay < 0:
-        raise ValueError(f"Expected weight_decay to be at least 0. Got {weight_decay}.")
+    check_model(model)
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
+        raise TypeError(f"Expected weight_decay to be a number. Got {weight_decay!r}.")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"Expected weight_decay to be at least 0 and finite. Got {weight_decay}.")
     weights = {
         id(module.parameter) for module in model.modules() if isinstance(module, SparseFormat)
     }

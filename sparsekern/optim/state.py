@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -42,6 +44,17 @@ def reset_state(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
         optimizer.state[parameter] = {}
         return True
     return False
+
+
+def check_holds(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:
+    """Raises ValueError unless the optimiser holds all weights, given by the layers' names."""
+    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    for name, weight in weights.items():
+        if id(weight) not in held:
+            raise ValueError(
+                f"Expected optimizer to hold the weights of all layers to prune. Got one without "
+                f"that of {name}: build it over the model's parameters, or exclude the layer."
+            )
 
 
 def state_bytes(optimizer: Optimizer, parameter: nn.Parameter | None = None) -> int:

@@ -82,6 +82,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # of {"dense_grad"}
     optimizer_steps_on_update: ClassVar[bool] = True
     initial_score: ClassVar[str] = "random"  # which weights are kept at the start
+    min_steps: ClassVar[int] = 1  # steps of the shortest run that ends at ``density``
 
     density: float = 0.1
     distribution: str = "erk"

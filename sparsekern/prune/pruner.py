@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from sparsekern._checks import check_positive
-from sparsekern.formats import CsrFormat, FormatBytes, MaskedFormat, SparseFormat
+from sparsekern._checks import check_model, check_positive, check_seed, check_texts
+from sparsekern.formats import FORMATS, CsrFormat, FormatBytes, MaskedFormat, SparseFormat
 from sparsekern.nn.convert import sparse_layers
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
-from sparsekern.optim.state import move_state, reset_state, state_bytes
+from sparsekern.optim.state import check_holds, move_state, reset_state, state_bytes
+from sparsekern.prune.adopt import adopt
 from sparsekern.prune.distributed import any_rank, average_, from_rank_zero, is_distributed
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Clock, Layer, Method
@@ -34,16 +36,21 @@ class Pruner:
     """Trains a model sparsely: call :meth:`step` in place of ``optimizer.step()``.
 
     A dense model is made sparse in place when the Pruner is built (Parameter objects stay, so an
-    optimiser built before is fine); a model that is sparse already keeps its topology as the start.
+    optimiser built before is fine). A model that is sparse already keeps its topology as the start:
+    ``method.density`` and ``format`` must then be its own, or within reach of a method that prunes.
 
     Args:
         model: dense or sparse; not yet wrapped in DistributedDataParallel if it is dense.
         optimizer: any element-wise torch optimiser over the model's parameters.
         method: what decides the topology.
         total_steps: optimiser steps of the whole run, which fractions in ``method`` refer to.
-        exclude: names of layers to leave dense, as ``fnmatch`` patterns.
+        exclude: names of layers to leave as they are, as ``fnmatch`` patterns.
         format: "auto" or a format's name for all layers.
         seed: of random masks and random growth.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be, names nothing, or does not fit
+            the model; the model is as it was then.
 
     Attributes:
         report: what became of each layer.
@@ -70,61 +77,32 @@ class Pruner:
         format: str = "auto",
         seed: int = 0,
     ) -> None:
-        if not isinstance(method, Method):
-            raise TypeError(f"Expected method to be a Method. Got {type(method).__name__}.")
-        check_positive(total_steps, "total_steps")
+        exclude = check_texts(exclude, "exclude")
+        _check_arguments(model, optimizer, method, total_steps, format)
+        check_seed(seed, "seed")
         self.model, self.optimizer, self.method = model, optimizer, method
         self.total_steps = total_steps
         self.steps = 0
         self.generator = torch.Generator().manual_seed(seed)
         self._due = False  # an update that had to wait for finite gradients
         self.report = SparsifyReport()
-        self.layers = self._adopt_sparse() or self._convert_dense(exclude, format)
+        self.layers = self._adopt_sparse(exclude, format) or self._convert_dense(exclude, format)
         self._arm()
 
     # Building
 
-    def _adopt_sparse(self) -> list[Layer]:
+    def _adopt_sparse(self, exclude: Sequence[str], format: str) -> list[Layer]:
         """The layers of a model that is sparse already."""
-        found = sparse_layers(self.model)
-        for name, module in found.items():
-            self._check_master(name, module.format)
-            row = LayerReport(
-                [name],
-                module.format.shape,
-                module.format.name,
-                module.format.nnz,
-                module.format.numel,
-            )
-            self.report.layers.append(row)
-        names = list(found)
-        shapes = [found[name].format.shape for name in names]
-        if self.method.master == "dense":
-            final = kept_counts(shapes, self.method.density, self.method.distribution)
-        else:
-            final = [found[name].format.nnz for name in names]
-        return [
-            self._layer(name, found[name].format, count)
-            for name, count in zip(names, final, strict=True)
-        ]
-
-    def _check_master(self, name: str, format: SparseFormat) -> None:
-        if self.method.master == "dense" and format.master != "dense":
-            raise ValueError(
-                f"Expected {name} to have a dense master, which {self.method.name} needs. Got "
-                f"format {format.name!r}: give the Pruner the dense model instead."
-            )
+        self.report, found = adopt(self.model, self.method, exclude, format)
+        check_holds(self.optimizer, {name: stored.parameter for name, stored, _ in found})
+        return [self._layer(*each) for each in found]
 
     def _convert_dense(self, exclude: Sequence[str], format: str) -> list[Layer]:
         """Makes a dense model sparse as the method starts."""
         targets, left_dense = find_targets(self.model, exclude)
         if not targets:
             raise ValueError("Expected a model with Linear layers to prune. Got none.")
-        if format != "auto" and self.method.master == "dense" and format != "masked":
-            raise ValueError(
-                f"Expected format to be auto or masked for {self.method.name}, which needs dense "
-                f"masters. Got {format!r}."
-            )
+        check_holds(self.optimizer, {target.names[0]: target.weight for target in targets})
         method = self.method
         final = kept_counts([t.shape for t in targets], method.density, method.distribution)
 
@@ -135,10 +113,11 @@ class Pruner:
             return from_rank_zero(mask_ops.topk(scores, count))
 
         parameters = [target.weight for target in targets]
+        kept_sparse = self.report.left_dense
         self.report, formats = convert(
             self.model, targets, initial_mask, format=format, master=method.master
         )
-        self.report.left_dense = left_dense
+        self.report.left_dense = kept_sparse + left_dense
         for parameter in parameters:
             reset_state(self.optimizer, parameter)
         counts = {target.names[0]: count for target, count in zip(targets, final, strict=True)}
@@ -163,8 +142,9 @@ class Pruner:
 
         Args:
             closure: re-evaluates the model and returns the loss, for optimisers that want one.
-            scaler: of mixed precision; gradients are unscaled here, ``scaler.update()`` stays the
-                caller's. After an overflow nothing happens and a due update waits.
+            scaler: of mixed precision; gradients are unscaled here unless the caller has done it
+                (to clip them), ``scaler.update()`` stays the caller's. After an overflow nothing
+                happens and a due update waits.
 
         Returns:
             The closure's loss, if there is a closure.
@@ -194,7 +174,8 @@ class Pruner:
         """Unscales the gradients; whether they are finite on every rank."""
         if scaler is None or not scaler.is_enabled():
             return True
-        scaler.unscale_(self.optimizer)
+        if scaler._per_optimizer_states[id(self.optimizer)]["stage"] is OptState.READY:
+            scaler.unscale_(self.optimizer)
         found = scaler._found_inf_per_device(self.optimizer)
         overflow = any(bool(value.item()) for value in found.values())
         return not any_rank(overflow, next(self.model.parameters()).device)
@@ -215,24 +196,44 @@ class Pruner:
 
     @torch.no_grad()
     def update_topology(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """Gives every layer the method's new mask; values and optimiser state follow."""
+        """Gives every layer the method's new mask; values and optimiser state follow.
+
+        All masks are known before the first layer changes: an error leaves every layer as it was.
+        """
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        for layer in self.layers:
+        try:
             if "dense_grad" in self.method.needs:
-                layer.dense_grad = self._dense_grad(layer, scale)
-            mask = from_rank_zero(self.method.update(layer, self.clock))
+                self._take_dense_grads(scale)
+            masks = [self._new_mask(layer) for layer in self.layers]
+        except BaseException:
+            self._arm()
+            raise
+        finally:
+            for layer in self.layers:
+                layer.dense_grad = None
+        for layer, mask in zip(self.layers, masks, strict=True):
             change = layer.format.set_mask(mask)
             move_state(self.optimizer, layer.format.parameter, change)
-            layer.dense_grad = None
 
-    def _dense_grad(self, layer: Layer, scale: float) -> Tensor:
-        gradient = layer.format.take_dense_grad()
-        if gradient is None:
-            raise RuntimeError(
-                f"Expected a backward pass through {layer.name} before pruner.step(), because "
-                f"{self.method.name} grows by the dense gradient. Got none."
-            )
-        return average_(gradient / scale if scale != 1.0 else gradient)
+    def _new_mask(self, layer: Layer) -> Tensor:
+        mask = from_rank_zero(self.method.update(layer, self.clock))
+        layer.dense_grad = None  # the largest thing here: not for longer than needed
+        return mask
+
+    def _take_dense_grads(self, scale: float) -> None:
+        """Every layer's dense gradient, unscaled, the mean over ranks."""
+        for layer in self.layers:
+            layer.dense_grad = layer.format.take_dense_grad()
+        for layer in self.layers:
+            if layer.dense_grad is None:
+                raise RuntimeError(
+                    f"Expected a backward pass through {layer.name} before pruner.step(), because "
+                    f"{self.method.name} grows by the dense gradient. Got none."
+                )
+        for layer in self.layers:
+            gradient = layer.dense_grad
+            assert gradient is not None
+            layer.dense_grad = average_(gradient / scale if scale != 1.0 else gradient)
 
     def _arm(self) -> None:
         """Asks for the dense gradient where the coming step needs it, and only there."""
@@ -339,3 +340,29 @@ class Pruner:
         for layer in self.layers:
             layer.memory = state["memory"][layer.name]
         self._arm()
+
+
+def _check_arguments(
+    model: nn.Module, optimizer: Optimizer, method: Method, total_steps: int, format: str
+) -> None:
+    """What can be said before the model is looked at."""
+    check_model(model)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"Expected optimizer to be a torch.optim.Optimizer. Got {type(optimizer).__name__}."
+        )
+    if not isinstance(method, Method):
+        raise TypeError(f"Expected method to be a Method. Got {type(method).__name__}.")
+    check_positive(total_steps, "total_steps")
+    if total_steps < method.min_steps:
+        raise ValueError(
+            f"Expected total_steps to be at least {method.min_steps} for {method.name}. "
+            f"Got {total_steps}: no update fits."
+        )
+    if format == "auto":
+        return
+    if FORMATS[format].master != "dense" and method.master == "dense":
+        raise ValueError(
+            f"Expected format to be auto or masked for {method.name}, which needs dense masters. "
+            f"Got {format!r}."
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparsekern._checks import check_fraction
+from sparsekern._checks import check_fraction, check_model, check_texts
 from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn.convert import linear_layers, to_sparse, why_not_convertible
 from sparsekern.nn.linear import SparseLinear
@@ -40,7 +40,9 @@ class LayerReport:
 @dataclass
 class SparsifyReport:
     """What ``sparsify`` did, layer by layer. ``density`` counts the weights of the prunable layers
-    (also those that came out at density 1), not biases, norms, embeddings or excluded layers."""
+    (also those that came out at density 1), not biases, norms, embeddings or excluded layers.
+    ``left_dense`` has the layers that stay as they are (excluded ones of a model that is sparse
+    already keep their format), each with the reason."""
 
     layers: list[LayerReport] = field(default_factory=list)
     left_dense: list[LayerReport] = field(default_factory=list)
@@ -90,6 +92,7 @@ def find_targets(
     Layers that share a weight are one target. A weight that another kind of module uses too (an
     embedding, say) stays dense.
     """
+    exclude = check_texts(exclude, "exclude")
     by_weight: dict[int, Target] = {}
     targets: list[Target] = []
     dense: list[LayerReport] = []
@@ -109,9 +112,9 @@ def find_targets(
     shared = _used_elsewhere(model)
     for target in by_weight.values():
         why = ""
-        matched = [p for p in exclude if any(fnmatch.fnmatch(n, p) for n in target.names)]
-        if matched:
-            why = f"excluded by {matched[0]!r}"
+        pattern = first_match(target.names, exclude)
+        if pattern is not None:
+            why = f"excluded by {pattern!r}"
         elif id(target.weight) in shared:
             why = f"its weight is shared with {shared[id(target.weight)]}"
         if why:
@@ -130,6 +133,14 @@ def find_targets(
             "which matches none."
         )
     return targets, dense
+
+
+def first_match(names: Sequence[str], patterns: Sequence[str]) -> str | None:
+    """The first ``fnmatch`` pattern that one of the names matches."""
+    for pattern in patterns:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return pattern
+    return None
 
 
 def _used_elsewhere(model: nn.Module) -> dict[int, str]:
@@ -207,6 +218,7 @@ def sparsify(
         TypeError, ValueError: arguments out of range, unknown names, no layer to convert, a model
             wrapped in DistributedDataParallel.
     """
+    check_model(model)
     _check_choices(density, mask, pattern)
     scores = SCORES[score]
     targets, left_dense = find_targets(model, exclude)

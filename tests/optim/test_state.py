@@ -98,7 +98,7 @@ def test_param_groups_keep_the_decay_of_compact_values() -> None:
         id(model[2].format.parameter),
     }
     assert len(plain["params"]) == 4
-    with pytest.raises(ValueError, match=r"Expected weight_decay to be at least 0\. Got -1"):
+    with pytest.raises(ValueError, match=r"weight_decay to be at least 0 and finite\. Got -1"):
         param_groups(model, -1)
 
 
@@ -129,3 +129,12 @@ def test_compact_equals_masked_dense_training(name: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
     torch.testing.assert_close(layers[0].weight, layers[1].weight, atol=1e-5, rtol=1e-4)
+
+
+def test_param_groups_of_what_is_no_number_or_no_model() -> None:
+    model = nn.Linear(2, 2)
+    for value, kind in ((float("nan"), ValueError), (float("inf"), ValueError), ("x", TypeError)):
+        with pytest.raises(kind, match="Expected weight_decay to be "):
+            param_groups(model, value)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Expected model to be a torch.nn.Module\. Got int"):
+        param_groups(5, 0.1)  # type: ignore[arg-type]

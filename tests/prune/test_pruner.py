@@ -109,6 +109,42 @@ def test_scaled_training_equals_unscaled() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("clip", [1e-2, 1e9])
+def test_gradients_unscaled_by_the_caller(clip: float) -> None:
+    """torch's recipe for clipping (unscale_, clip, step), on optimiser steps and on updates."""
+    results = []
+    for scaled in (False, True):
+        model, optimizer = model_and_optimizer()
+        pruner = Pruner(model, optimizer, RigL(density=0.2, update_every=2), total_steps=100)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        for step in range(6):
+            x = torch.randn(8, 32, generator=torch.Generator().manual_seed(step))
+            scaler.scale(model(x).square().mean()).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            pruner.step(scaler=scaler)
+            scaler.update()
+            optimizer.zero_grad()
+        results.append(model.state_dict())
+    for a, b in zip(results[0].values(), results[1].values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_overflow_found_by_the_caller() -> None:
+    model, optimizer = model_and_optimizer()
+    pruner = Pruner(model, optimizer, RigL(density=0.2, update_every=1), total_steps=100)
+    pruner.steps = 1
+    pruner._arm()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(model(torch.randn(8, 32)).square().mean() * float("inf")).backward()
+    scaler.unscale_(optimizer)
+    mask = pruner.layers[0].mask()
+    pruner.step(scaler=scaler)
+    scaler.update()
+    assert scaler.get_scale() == 4.0
+    assert torch.equal(pruner.layers[0].mask(), mask)
+
+
 def test_gradient_accumulation_feeds_the_dense_gradient() -> None:
     """Two half batches grow the same weights as one batch."""
     masks = []
@@ -168,15 +204,6 @@ def test_compact_with_a_graph_alive_says_so() -> None:
     assert pruner.compact()
 
 
-def test_adopts_a_sparse_model() -> None:
-    model, optimizer = model_and_optimizer()
-    sk.sparsify(model, 0.3)
-    masks = [m.mask() for m in model if hasattr(m, "format")]
-    pruner = Pruner(model, optimizer, RigL(density=0.9, update_every=2), total_steps=100)
-    assert [layer.nnz for layer in pruner.layers] == [int(m.sum()) for m in masks]
-    assert all(torch.equal(a.mask(), b) for a, b in zip(pruner.layers, masks, strict=True))
-
-
 def test_momentum_built_before_conversion_is_reset() -> None:
     model, optimizer = model_and_optimizer()
     backward(model)
@@ -232,6 +259,25 @@ def test_missing_backward_says_so() -> None:
         pruner.step()
 
 
+def test_a_failed_update_changes_nothing_and_can_be_repeated() -> None:
+    """A layer that no gradient reached: neither it nor those before it change."""
+    model, optimizer = model_and_optimizer()
+    pruner = Pruner(model, optimizer, RigL(density=0.2, update_every=1), total_steps=100)
+    backward(model)
+    pruner.step()
+    before = [value.clone() for value in model.state_dict().values()]
+    model[0](torch.randn(8, 32)).square().mean().backward()
+    with pytest.raises(RuntimeError, match="Expected a backward pass through 2 before"):
+        pruner.step()
+    after = model.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert pruner.steps == 1
+    masks = [layer.mask() for layer in pruner.layers]
+    backward(model)
+    pruner.step()
+    assert not all(torch.equal(a, b.mask()) for a, b in zip(masks, pruner.layers, strict=True))
+
+
 def test_bad_arguments() -> None:
     model, optimizer = model_and_optimizer()
     with pytest.raises(TypeError, match=r"Expected method to be a Method. Got str"):
@@ -246,12 +292,77 @@ def test_bad_arguments() -> None:
         Pruner(model, optimizer, GMP(), total_steps=10, format="csr")
     with pytest.raises(ValueError, match="Expected a model with Linear layers to prune. Got none"):
         Pruner(nn.Sequential(nn.ReLU()), optimizer, Static(), total_steps=10)
+    with pytest.raises(ValueError, match="Expected total_steps to be at least 2 for gmp. Got 1"):
+        Pruner(model, optimizer, GMP(), total_steps=1)
     assert type(model[0]) is nn.Linear
-    sk.sparsify(model, 0.1, format="csr")
+
+
+@pytest.mark.parametrize(
+    ("exclude", "sentence"),
+    [
+        ("024", "Expected exclude to be a list of texts. Got '024'"),
+        (None, "Expected exclude to be a list of texts. Got None"),
+        (5, "Expected exclude to be a list of texts. Got 5"),
+        ([5], r"Expected exclude\[0\] to be text. Got 5"),
+    ],
+)
+def test_exclude_is_a_list_of_texts(exclude: object, sentence: str) -> None:
+    model, optimizer = model_and_optimizer()
+    with pytest.raises(TypeError, match=sentence):
+        Pruner(model, optimizer, Static(), total_steps=10, exclude=exclude)
+    with pytest.raises(TypeError, match=sentence):
+        sk.sparsify(model, 0.5, exclude=exclude)
+    assert type(model[0]) is nn.Linear
+    sk.sparsify(model, 0.1)
+    with pytest.raises(TypeError, match=sentence):
+        Pruner(model, optimizer, Static(), total_steps=10, exclude=exclude)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "sentence"),
+    [
+        ({"model": "m"}, TypeError, r"Expected model to be a torch.nn.Module\. Got str"),
+        ({"optimizer": "sgd"}, TypeError, r"Expected optimizer to be a torch\.optim\.Optimizer"),
+        ({"seed": "x"}, TypeError, "Expected seed to be an integer. Got 'x'"),
+        ({"seed": True}, TypeError, "Expected seed to be an integer. Got True"),
+        ({"seed": -1}, ValueError, r"Expected seed to be in \[0, 2\*\*64\). Got -1"),
+        (
+            {"format": ["csr"]},
+            ValueError,
+            r"Expected format to be one of csr, masked.* Got \['csr'",
+        ),
+    ],
+)
+def test_arguments_are_checked_before_anything(
+    changes: dict[str, object], kind: type[Exception], sentence: str
+) -> None:
+    model, optimizer = model_and_optimizer()
+    given = {"model": model, "optimizer": optimizer, "method": Static(), "total_steps": 10}
+    with pytest.raises(kind, match=sentence):
+        Pruner(**{**given, **changes})
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_optimizer_of_other_weights(sparse: bool) -> None:
+    model, _ = model_and_optimizer()
+    if sparse:
+        sk.sparsify(model, 0.1)
+    optimizer = torch.optim.SGD(model[:4].parameters(), lr=0.1)
     with pytest.raises(
-        ValueError, match="to have a dense master, which gmp needs. Got format 'csr'"
+        ValueError, match="Expected optimizer to hold the weights of .* Got one without that of 4"
     ):
-        Pruner(model, optimizer, GMP(), total_steps=10)
+        Pruner(model, optimizer, Static(), total_steps=10)
+    assert (type(model[0]) is nn.Linear) != sparse
+    if not sparse:
+        assert Pruner(model, optimizer, Static(), total_steps=10, exclude=["4"]).layers
+
+
+def test_no_model() -> None:
+    with pytest.raises(TypeError, match=r"Expected model to be a torch.nn.Module\. Got str"):
+        sk.sparsify("x", 0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Expected model to be a torch.nn.Module\. Got int"):
+        sk.densify(5)  # type: ignore[type-var]
 
 
 def test_checkpoint_of_another_run_is_refused() -> None:

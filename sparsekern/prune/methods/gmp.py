@@ -34,6 +34,7 @@ class GMP(Method):
     name: ClassVar[str] = "gmp"
     master: ClassVar[str] = "dense"
     initial_score: ClassVar[str] = "magnitude"
+    min_steps: ClassVar[int] = 2  # the first update comes after the first step
 
     update_every: int = 100
     begin: float = 0.0
@@ -55,8 +56,8 @@ class GMP(Method):
         Periodic(self.update_every)
 
     def _steps(self, clock: Clock) -> tuple[int, int]:
-        """First and last step of the ramp; step 0 never has an update."""
-        first = max(1, round(self.begin * clock.total_steps))
+        """First and last step of the ramp, inside of the run; step 0 never has an update."""
+        first = max(1, min(round(self.begin * clock.total_steps), clock.total_steps - 1))
         return first, max(first, round(self.end * clock.total_steps) - 1)
 
     def is_update(self, clock: Clock) -> bool:

@@ -120,6 +120,19 @@ def test_gmp_ends_on_the_final_density_for_any_interval() -> None:
             assert method.counts(view, Clock(updates[-1], total)) == (2, 0)
 
 
+@pytest.mark.parametrize("every", [1, 7, 1000])
+@pytest.mark.parametrize("total", [2, 3, 10, 100, 1000])
+@pytest.mark.parametrize(
+    ("begin", "end"), [(0.0, 1.0), (0.0, 0.001), (0.95, 1.0), (0.999, 1.0), (0.5, 0.501)]
+)
+def test_gmp_ends_inside_of_the_run(every: int, total: int, begin: float, end: float) -> None:
+    method = GMP(density=0.25, update_every=every, begin=begin, end=end)
+    updates = [t for t in range(total) if method.is_update(Clock(t, total))]
+    view = layer(torch.ones(2, 4, dtype=torch.bool), "masked")
+    view.final_nnz = 2
+    assert method.counts(view, Clock(updates[-1], total)) == (2, 0)
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "sentence"),
     [
