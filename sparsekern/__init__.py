@@ -5,15 +5,18 @@ absent; the trainer and the command line import the rest of their dependencies t
 """
 
 from sparsekern import formats, nn, ops, optim, patterns, prune
-from sparsekern.nn import densify
+from sparsekern.formats import Plan
+from sparsekern.nn import densify, explain, tune
 from sparsekern.prune import Pruner, sparsify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Plan",
     "Pruner",
     "__version__",
     "densify",
+    "explain",
     "formats",
     "nn",
     "ops",
@@ -21,4 +24,5 @@ __all__ = [
     "patterns",
     "prune",
     "sparsify",
+    "tune",
 ]
