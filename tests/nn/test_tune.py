@@ -332,6 +332,7 @@ def _tune_on_a_rank(rank: int, folder: str) -> None:
         failure = f"{type(error).__name__}: {error}"
     found = [plan.to_json(), [model[i].format.variant for i in (0, 2)], failure]
     Path(folder, str(rank)).write_text(json.dumps(found))
+    dist.barrier()  # a rank that leaves while the other listens breaks the connection
     dist.destroy_process_group()
 
 
