@@ -179,12 +179,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "version": PLAN_VERSION,
-            "training": self.training,
-            "machine": dict(self.machine),
-            "layers": json.loads(json.dumps([asdict(layer) for layer in self.layers])),
-        }
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"version": PLAN_VERSION, **values}
 
     @classmethod
     def from_dict(cls, values: Any) -> Plan:

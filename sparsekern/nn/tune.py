@@ -195,7 +195,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "isa": native.isa,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "sparsekern": __version__,
     }
 

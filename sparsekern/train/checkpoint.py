@@ -1,8 +1,9 @@
 """Checkpoints: folders that are complete or not there.
 
 ``step-00000420/`` holds ``model.safetensors`` (weights and topology), ``state.pt`` (optimiser,
-pruner, random numbers) and ``meta.json`` (what it belongs to, and the other files' checksums). It
-is written under a temporary name, brought to the disk and renamed; older ones go only then.
+pruner, plan, random numbers) and ``meta.json`` (what it belongs to, and the other files'
+checksums). It is written under a temporary name, brought to the disk and renamed; older ones go
+only then.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sparsekern.formats import Plan
 from sparsekern.train.files import remove_leftovers, write_folder_atomically
 from sparsekern.train.network import Network
 
@@ -102,6 +104,9 @@ class Checkpoints:
         network.optimizer.load_state_dict(state["optimizer"])
         if network.pruner is not None:
             network.pruner.load_state_dict(state["pruner"])
+        if state["plan"] is not None:
+            network.plan = Plan.from_dict(state["plan"])
+            network.plan.apply(network.model)
         torch.set_rng_state(state["random"])
         return Progress(meta["epoch"], meta["step"], meta["seconds"])
 
@@ -141,6 +146,7 @@ def _state_of(network: Network) -> dict[str, Any]:
         "optimizer": network.optimizer.state_dict(),
         "pruner": None if pruner is None else pruner.state_dict(),
         "compacted": network.compacted,
+        "plan": None if network.plan is None else network.plan.to_dict(),
         "random": torch.get_rng_state(),
     }
 
