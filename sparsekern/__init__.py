@@ -5,15 +5,18 @@ absent; the trainer and the command line import the rest of their dependencies t
 """
 
 from sparsekern import formats, nn, ops, optim, patterns, prune
-from sparsekern.nn import densify, load, save
+from sparsekern.formats import Plan
+from sparsekern.nn import densify, explain, load, save, tune
 from sparsekern.prune import Pruner, sparsify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Plan",
     "Pruner",
     "__version__",
     "densify",
+    "explain",
     "formats",
     "load",
     "nn",
@@ -23,4 +26,5 @@ __all__ = [
     "prune",
     "save",
     "sparsify",
+    "tune",
 ]

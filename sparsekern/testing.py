@@ -48,8 +48,8 @@ def assert_close_to_oracle(got: Tensor, plain: Tensor, oracle: Tensor, what: str
     """The one tolerance rule: error at most twice that of plain torch, plus a few roundings.
 
     ``plain`` is torch's own result in the dtype of ``got``, ``oracle`` the same in float64. For a
-    float64 ``got``, the error of a float32 ``plain`` counts, scaled by the ratio of the roundings, and once
-    more for the oracle, which is then no more exact than ``got``.
+    float64 ``got``, the error of a float32 ``plain`` counts, scaled by the ratio of the roundings,
+    and once more for the oracle, which is then no more exact than ``got``.
     """
     assert got.shape == oracle.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(oracle.shape)}"
     if not got.is_floating_point():

@@ -12,6 +12,12 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Times measured by tests stay out of the user's cache, and that out of the tests."""
+    os.environ["SPARSEKERN_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _repeatable() -> Iterator[None]:
     torch.manual_seed(0)

@@ -3,13 +3,15 @@
 from sparsekern.formats.base import FORMATS, FormatBytes, SparseFormat, TopologyChange
 from sparsekern.formats.csr import CsrFormat
 from sparsekern.formats.masked import MaskedFormat
-from sparsekern.formats.plan import choose_format, choose_kernel
+from sparsekern.formats.plan import LayerPlan, Plan, choose_format, choose_kernel
 
 __all__ = [
     "FORMATS",
     "CsrFormat",
     "FormatBytes",
+    "LayerPlan",
     "MaskedFormat",
+    "Plan",
     "SparseFormat",
     "TopologyChange",
     "choose_format",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from sparsekern._checks import check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
 from sparsekern._registry import Registry
+
+if TYPE_CHECKING:
+    from sparsekern.formats.plan import LayerPlan
 
 FORMATS: Registry[type[SparseFormat]] = Registry("format")
 
@@ -112,6 +115,8 @@ class SparseFormat(nn.Module, ABC):
         self.register_buffer("version", torch.tensor(FORMAT_VERSION, dtype=torch.int32))
         self._probe: Tensor | None = None
         self.register_forward_hook(keep_module_path)
+        self._wanted = self._variant = "auto"
+        self._measured: LayerPlan | None = None
 
     @classmethod
     @abstractmethod
@@ -173,6 +178,59 @@ class SparseFormat(nn.Module, ABC):
     def density(self) -> float:
         """Fraction of kept weights."""
         return self.nnz / self.numel if self.numel else 1.0
+
+    # Which kernel runs.
+
+    @property
+    @abstractmethod
+    def variants(self) -> tuple[str, ...]:
+        """The kernels that ``variant`` can name."""
+
+    @property
+    @abstractmethod
+    def running(self) -> str:
+        """The kernel that runs now, whoever chose it."""
+
+    @property
+    def variant(self) -> str:
+        """What ops are asked for: one of ``variants``, or "auto", the fixed rule.
+
+        Assigning it changes no Parameter and no stored buffer. Raises ValueError for unknown names.
+        """
+        return self._variant
+
+    @variant.setter
+    def variant(self, name: str) -> None:
+        self._check_variant(name)
+        self._wanted, self._measured = name, None
+        self._choose_variant()
+
+    @property
+    def measured(self) -> LayerPlan | None:
+        """What :func:`sparsekern.tune` measured, if its choice was taken."""
+        return self._measured
+
+    def take_measured(self, measured: LayerPlan) -> None:
+        """Runs a measured variant while the density is the one it was measured at, else the rule.
+
+        That depends on the present density alone, so a resumed run chooses as the first one did.
+        """
+        self._check_variant(measured.variant)
+        self._wanted, self._measured = "auto", measured
+        self._choose_variant()
+
+    def _choose_variant(self) -> None:
+        """Decides again; called when the wish or the density has changed."""
+        measured = self._measured
+        holds = measured is not None and measured.holds_at(self.density)
+        self._variant = measured.variant if measured is not None and holds else self._wanted
+
+    def _check_variant(self, name: str) -> None:
+        if name != "auto" and name not in self.variants:
+            raise ValueError(
+                f"Expected variant of format {self.name!r} to be auto or one of "
+                f"{', '.join(self.variants)}. Got {name!r}."
+            )
 
     # The dense gradient, for methods that grow weights by it.
 

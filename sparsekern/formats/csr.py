@@ -16,7 +16,7 @@ from sparsekern.formats.base import (
     TopologyChange,
     replace_data,
 )
-from sparsekern.ops import csr
+from sparsekern.ops import OPS, Op, csr
 from sparsekern.ops.csr import CsrIndex
 
 
@@ -47,7 +47,6 @@ class CsrFormat(SparseFormat):
         self.values = nn.Parameter(values)
         for name, tensor in zip(CsrIndex._fields, index, strict=True):
             self.register_buffer(name, tensor, persistent=name in ("crow", "col"))
-        self.variant = "auto"
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None) -> CsrFormat:
@@ -80,6 +79,22 @@ class CsrFormat(SparseFormat):
         return self.values.shape[0]
 
     @property
+    def variants(self) -> tuple[str, ...]:
+        return tuple(name for name in self._op.variants if name != "reference")
+
+    @property
+    def running(self) -> str:
+        select = self._op.select
+        if self.variant != "auto" or select is None:
+            return self.variant
+        return select(self.values)  # the op's rule looks at the device alone
+
+    @property
+    def _op(self) -> Op:
+        """The op that multiplies by this weight."""
+        return OPS["csr_linear" if len(self.shape) == 2 else "csr_conv2d"]
+
+    @property
     def nbytes(self) -> FormatBytes:
         return FormatBytes(self.values.nbytes, sum(tensor.nbytes for tensor in self.index))
 
@@ -109,6 +124,7 @@ class CsrFormat(SparseFormat):
         else:
             replace_data(self.values, values)
         self._set_index(index)
+        self._choose_variant()
         return change
 
     def _set_index(self, index: CsrIndex) -> None:
@@ -163,6 +179,7 @@ class CsrFormat(SparseFormat):
 
     def _finish_load(self) -> None:
         self._set_index(csr.build_index(self.crow, self.col, self._matrix_shape()[1]))
+        self._choose_variant()
 
 
 FORMATS.add(CsrFormat.name, CsrFormat)

@@ -26,9 +26,9 @@ class MaskedFormat(SparseFormat):
     """A dense master: the Parameter keeps the dense shape, so a mask may change in any way.
 
     Weights outside of the mask are exactly zero and their gradient is zero, so any element-wise
-    optimiser leaves them at zero. ``kernel`` says what runs: "dense" (torch's matmul on the masked
+    optimiser leaves them at zero. ``variant`` says what runs: "dense" (torch's matmul on the masked
     weight) or "csr" (the kept weights are gathered and multiplied by the csr kernels); with
-    ``kernel="auto"`` each new mask decides by the fixed rule of :func:`choose_kernel`.
+    ``variant="auto"`` each new mask decides by the fixed rule of :func:`choose_kernel`.
 
     Bytes: 4 for each weight, one bit for the mask, and the csr index while that kernel runs.
     """
@@ -37,20 +37,19 @@ class MaskedFormat(SparseFormat):
     master: ClassVar[str] = "dense"
     bits: Tensor
 
-    def __init__(self, weight: Tensor, mask: Tensor, kernel: str = "auto") -> None:
+    def __init__(self, weight: Tensor, mask: Tensor, variant: str = "auto") -> None:
         super().__init__(tuple(weight.shape))
-        if kernel not in ("auto", "dense", "csr"):
-            raise ValueError(f"Expected kernel to be auto, dense or csr. Got {kernel!r}.")
+        self._check_variant(variant)
         self.weight = nn.Parameter(weight)
         self.register_buffer("bits", mask_ops.pack_bits(mask))
         for name in CsrIndex._fields:
             self.register_buffer(name, None, persistent=False)
-        self.wanted_kernel = kernel
+        self._wanted = variant
         self._refresh(mask)
 
     @classmethod
     def from_dense(
-        cls, weight: Tensor, mask: Tensor | None = None, kernel: str = "auto"
+        cls, weight: Tensor, mask: Tensor | None = None, variant: str = "auto"
     ) -> MaskedFormat:
         check_tensor(weight, "weight")
         weight = weight.detach().clone(memory_format=torch.contiguous_format)
@@ -58,7 +57,7 @@ class MaskedFormat(SparseFormat):
         check_dtype(mask, "mask", (torch.bool,))
         check_shape(mask, "mask", tuple(weight.shape))
         check_device(mask, "mask", weight.device, "weight")
-        return cls(weight, mask, kernel)
+        return cls(weight, mask, variant)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -71,6 +70,14 @@ class MaskedFormat(SparseFormat):
     @property
     def nnz(self) -> int:
         return self._nnz
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return ("dense", "csr")
+
+    @property
+    def running(self) -> str:
+        return "dense" if self.index is None else "csr"
 
     @property
     def index(self) -> CsrIndex | None:
@@ -114,10 +121,21 @@ class MaskedFormat(SparseFormat):
         """Zeroes the weights outside of the mask and rebuilds what follows from it."""
         mask_ops.apply_(self.weight.data, self.bits)
         self._nnz = int(torch.count_nonzero(mask))
-        kernel = self.wanted_kernel
+        self._set_index(None)
+        self._choose_variant()
+
+    @torch.no_grad()
+    def _choose_variant(self) -> None:
+        super()._choose_variant()
+        kernel = self.variant
         if kernel == "auto":
             kernel = choose_kernel(self.density, self.weight.device)
-        index = csr.index_from_mask(mask.flatten(1), self._nnz) if kernel == "csr" else None
+        if kernel == "dense":
+            self._set_index(None)
+        elif self.index is None:
+            self._set_index(csr.index_from_mask(self.mask().flatten(1), self._nnz))
+
+    def _set_index(self, index: CsrIndex | None) -> None:
         for i, name in enumerate(CsrIndex._fields):
             setattr(self, name, None if index is None else index[i])
 

@@ -2,16 +2,20 @@
 
 from sparsekern.nn.checkpoint import LoadReport, load, save
 from sparsekern.nn.convert import densify, sparse_layers, to_sparse
+from sparsekern.nn.explain import explain
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear
+from sparsekern.nn.tune import tune
 
 __all__ = [
     "LoadReport",
     "SparseLinear",
     "SparseTransposedLinear",
     "densify",
+    "explain",
     "load",
     "save",
     "sparse_layers",
     "to_sparse",
+    "tune",
 ]

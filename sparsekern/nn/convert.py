@@ -124,6 +124,22 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+LEFT_DENSE = "sparsekern_left_dense"  # attribute of a plain layer: why it stayed one
+
+
+def note_left_dense(layer: nn.Module, why: str) -> None:
+    """Leaves the reason at a plain layer, for :func:`sparsekern.explain`."""
+    setattr(layer, LEFT_DENSE, why)
+
+
+def why_left_dense(layer: nn.Module) -> str:
+    """Why a layer is a plain torch layer, as far as it is known."""
+    noted: str | None = getattr(layer, LEFT_DENSE, None)
+    if noted is None and isinstance(layer, nn.Linear):
+        noted = why_not_convertible(layer)
+    return noted or "not converted"
+
+
 def why_not_convertible(layer: nn.Module) -> str | None:
     """The reason why a layer has to stay dense, or None."""
     if layer._parameters.get("weight") is None:

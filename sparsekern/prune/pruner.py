@@ -11,7 +11,14 @@ from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from sparsekern._checks import check_model, check_positive, check_seed, check_texts
-from sparsekern.formats import FORMATS, CsrFormat, FormatBytes, MaskedFormat, SparseFormat
+from sparsekern.formats import (
+    FORMATS,
+    CsrFormat,
+    FormatBytes,
+    MaskedFormat,
+    SparseFormat,
+    choose_format,
+)
 from sparsekern.nn.convert import sparse_layers
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.ops import csr
@@ -29,6 +36,7 @@ from sparsekern.prune.sparsify import (
     Target,
     convert,
     find_targets,
+    note_reasons,
 )
 
 
@@ -118,6 +126,7 @@ class Pruner:
             self.model, targets, initial_mask, format=format, master=method.master
         )
         self.report.left_dense = kept_sparse + left_dense
+        note_reasons(self.model, self.report)
         for parameter in parameters:
             reset_state(self.optimizer, parameter)
         counts = {target.names[0]: count for target, count in zip(targets, final, strict=True)}
@@ -270,9 +279,15 @@ class Pruner:
         changed = []
         for name, module in sparse_layers(self.model).items():
             stored = module.format
-            if not isinstance(stored, MaskedFormat) or stored.index is None:
+            # NOTE: the rule decides, not what runs now: that may have been measured, and timing
+            # decides no shape.
+            pays = choose_format(stored.density, stored.parameter.device) == "csr"
+            if not isinstance(stored, MaskedFormat) or not pays:
                 continue
-            compact = self._compact_one(stored, stored.index)
+            index = stored.index
+            compact = self._compact_one(
+                stored, csr.index_from_mask(stored.mask().flatten(1)) if index is None else index
+            )
             for other in self.model.modules():
                 if isinstance(other, SparseLinear) and other.format is stored:
                     other.format = compact

@@ -6,15 +6,17 @@ import fnmatch
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern._checks import check_fraction, check_model, check_texts
-from sparsekern.formats import FORMATS, SparseFormat
-from sparsekern.nn.convert import linear_layers, to_sparse, why_not_convertible
+from sparsekern.formats import FORMATS, Plan, SparseFormat
+from sparsekern.nn.convert import linear_layers, note_left_dense, to_sparse, why_not_convertible
 from sparsekern.nn.linear import SparseLinear
+from sparsekern.nn.tune import tune
 from sparsekern.ops import mask as mask_ops
 from sparsekern.patterns import UNSTRUCTURED, Pattern, Unstructured
 from sparsekern.prune.distribution import kept_counts
@@ -46,6 +48,7 @@ class SparsifyReport:
 
     layers: list[LayerReport] = field(default_factory=list)
     left_dense: list[LayerReport] = field(default_factory=list)
+    plan: Plan | None = None  # what was measured, if there was an example
 
     @property
     def density(self) -> float:
@@ -196,6 +199,8 @@ def sparsify(
     exclude: Sequence[str] = (),
     format: str = "auto",
     generator: torch.Generator | None = None,
+    example: Any = None,
+    training: bool = True,
 ) -> SparsifyReport:
     """Makes the Linear layers of a model sparse, in place; Parameter objects stay the same.
 
@@ -210,6 +215,9 @@ def sparsify(
         exclude: names of layers to leave dense, as ``fnmatch`` patterns.
         format: "auto" or a format's name for all layers.
         generator: for random scores.
+        example: what the model is called with; the kernels of each layer are then measured
+            (:func:`sparsekern.tune`) and the report holds the ``plan``.
+        training: with ``example``: choose by forward + backward; False: by the forward pass.
 
     Returns:
         A report; print it. Layers at density 1 stay plain modules but are counted.
@@ -239,7 +247,18 @@ def sparsify(
         ]
     report, _ = convert(model, targets, lambda i, _: masks[i], format=format)
     report.left_dense = left_dense
+    note_reasons(model, report)
+    if example is not None and any(row.format != "dense" for row in report.layers):
+        report.plan = tune(model, example, training=training)
     return report
+
+
+def note_reasons(model: nn.Module, report: SparsifyReport) -> None:
+    """Tells the layers that stayed dense why, for :func:`sparsekern.explain`."""
+    for row in (*report.layers, *report.left_dense):
+        if row.format == "dense":
+            for name in row.names:
+                note_left_dense(model.get_submodule(name), row.reason)
 
 
 def _check_choices(density: float | None, mask: str | None, pattern: Pattern) -> None:

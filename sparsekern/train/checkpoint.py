@@ -1,8 +1,8 @@
 """Checkpoints: folders that are complete or not there.
 
 ``step-00000420/`` holds ``model.safetensors`` (weights and topology; ``sk.load`` reads it),
-``state.pt`` (optimiser, pruner, random numbers) and ``meta.json`` (what it belongs to, and the
-other files' checksums). It is written under a temporary name, brought to the disk and renamed;
+``state.pt`` (optimiser, pruner, plan, random numbers) and ``meta.json`` (what it belongs to, and
+the other files' checksums). It is written under a temporary name, brought to the disk and renamed;
 older ones go only then.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from sparsekern.formats import Plan
 from sparsekern.nn.checkpoint import save
 from sparsekern.nn.tensor_file import read_tensors
 from sparsekern.train.files import remove_leftovers, write_folder_atomically
@@ -102,6 +103,9 @@ class Checkpoints:
         network.optimizer.load_state_dict(state["optimizer"])
         if network.pruner is not None:
             network.pruner.load_state_dict(state["pruner"])
+        if state["plan"] is not None:
+            network.plan = Plan.from_dict(state["plan"])
+            network.plan.apply(network.model)
         torch.set_rng_state(state["random"])
         return Progress(meta["epoch"], meta["step"], meta["seconds"])
 
@@ -141,6 +145,7 @@ def _state_of(network: Network) -> dict[str, Any]:
         "optimizer": network.optimizer.state_dict(),
         "pruner": None if pruner is None else pruner.state_dict(),
         "compacted": network.compacted,
+        "plan": None if network.plan is None else network.plan.to_dict(),
         "random": torch.get_rng_state(),
     }
 

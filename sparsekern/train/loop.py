@@ -68,6 +68,8 @@ def train(
             factor = recipe.learning_rate.factor(step, total_steps, epoch_steps)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * factor
+            if recipe.tune and step == 0:
+                network.tune(x)
 
             loss = F.cross_entropy(model(x), y)
             loss.backward()
@@ -78,6 +80,8 @@ def train(
             del loss  # parameters may change their shapes only when no graph is alive
             if recipe.compact and step == last_update and not network.compact():
                 callback.said("The dense masters are not made compact: several processes train.")
+            if recipe.tune and step == last_update:
+                network.tune(x)  # the densities are final
             step += 1
 
         seconds = progress.seconds + time.perf_counter() - started

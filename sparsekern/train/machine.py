@@ -6,28 +6,19 @@ import importlib
 import os
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import sparsekern
 from sparsekern._extension import native
+from sparsekern.nn.times_cache import processor_name
 from sparsekern.ops import OPS, Op
 
 
 def machine_name() -> str:
     """The processor's name and its number of logical cores."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text("utf-8", errors="replace").splitlines()
-            if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {os.cpu_count()} cores"
 
 
 def versions() -> dict[str, Any]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.data import Dataset, steps_per_epoch
-from sparsekern.nn import sparse_layers
+from sparsekern.formats import Plan
+from sparsekern.nn import sparse_layers, tune
 from sparsekern.ops import csr
 from sparsekern.optim import state_bytes
 from sparsekern.prune import Clock, Pruner
@@ -47,6 +48,7 @@ class Network:
         weights: the weights of the prunable layers; the same layers in every network.
         updates: the steps at which the topology changes.
         compacted: whether the dense masters have become compact.
+        plan: the kernels that were measured and chosen, if any were.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Network:
     weights: list[nn.Parameter]
     updates: list[int]
     compacted: bool = False
+    plan: Plan | None = None
 
     def update(self) -> None:
         """The optimiser step, or what the method puts in its place."""
@@ -79,6 +82,14 @@ class Network:
             index=0 if self.pruner is None else self.pruner.nbytes()[0].index,
             state=sum(state_bytes(self.optimizer, weight) for weight in self.weights),
         )
+
+    def tune(self, x: Tensor) -> None:
+        """Measures the kernels of the sparse layers on a batch and chooses, unless the choice
+        there is was measured at the present densities."""
+        formats = [layer.format for layer in sparse_layers(self.model).values()]
+        if any(f.measured is None or not f.measured.holds_at(f.density) for f in formats):
+            self.model.train()
+            self.plan = tune(self.model, x)
 
     def compact(self) -> bool:
         """Makes dense masters compact, if there are any. Returns whether it could.

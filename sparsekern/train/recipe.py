@@ -39,7 +39,8 @@ class Baselines(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A training run. Unknown keys are refused; the same recipe and seed give the same bits.
+    """A training run. Unknown keys are refused; the same recipe and seed give the same bits (with
+    ``tune`` only a resumed run does, because time has a say).
 
     Attributes:
         name: of the recipe, and of its runs' folder.
@@ -53,6 +54,8 @@ class Recipe(BaseModel):
         exclude: names of layers to leave dense, as fnmatch patterns.
         format: "auto" or a format's name for all sparse layers.
         compact: whether dense masters become compact after the last change of topology.
+        tune: whether the kernels of each layer are measured before the first step and again at the
+            final density (:func:`sparsekern.tune`); by default a fixed rule chooses them.
         baselines: what else is trained.
         checkpoint_every: epochs between two checkpoints; the end of a training is always one.
     """
@@ -73,6 +76,7 @@ class Recipe(BaseModel):
     exclude: tuple[str, ...] = ()
     format: str = "auto"
     compact: bool = False
+    tune: bool = False
     baselines: Baselines = Baselines()
     checkpoint_every: Count = 10
 

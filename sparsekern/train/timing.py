@@ -174,13 +174,19 @@ def _stage(recipe: Recipe, dataset: Dataset, trained: Network, part: tuple[int, 
     network = build_network(recipe, dataset, trained.name, trained.seed, trained.width)
     begin, end = part
     past = [update for update in network.updates if update < (begin + end) / 2]
+    batch = one_batch(recipe, dataset)
+    if recipe.tune and not past:
+        network.tune(batch[0])
     if not past:
         return Stage(network)
-    stepper = Stepper(Stage(network), one_batch(recipe, dataset))
+    stepper = Stepper(Stage(network), batch)
     stepper.updating_step(past[-1])
     share = sum(begin <= update < end for update in network.updates) / (end - begin)
-    if recipe.compact and len(past) == len(network.updates):
+    final = len(past) == len(network.updates)
+    if recipe.compact and final:
         network.compact()
+    if recipe.tune and final:
+        network.tune(batch[0])
     return Stage(network, past[-1], share)
 
 

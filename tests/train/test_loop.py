@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from sparsekern.data import Dataset
+from sparsekern.nn import sparse_layers
 from sparsekern.train.callbacks import Callback
 from sparsekern.train.checkpoint import Checkpoints, Progress
 from sparsekern.train.loop import evaluate, train
@@ -161,3 +163,60 @@ def test_evaluate_by_hand():
     assert loss == pytest.approx((3 * right + 2) / 3)
     assert accuracy == pytest.approx(2 / 3)
     assert not model.training
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
+    """Densities that are measured; what rules choose loses each time."""
+    asked: list[float] = []
+
+    def time_layer(layer: nn.Module, call: object, training: bool) -> dict[str, dict[str, float]]:
+        asked.append(layer.format.density)
+        slow = {"panel": 2.0, "csr": 2.0, "dense": 1.0}
+        times = {name: slow[name] for name in layer.format.variants} | {"dense_layer": 1.0}
+        return {"forward": times, "forward_backward": times}
+
+    monkeypatch.setattr(sys.modules["sparsekern.nn.tune"], "time_layer", time_layer)
+    (tmp_path / "no_folder").write_text("")
+    monkeypatch.setenv("SPARSEKERN_CACHE_DIR", str(tmp_path / "no_folder"))
+    return asked
+
+
+@pytest.mark.filterwarnings("ignore:sparsekern keeps no measured times")
+@pytest.mark.parametrize("method", ["rigl", "gmp"])
+def test_a_tuned_training_goes_on_with_its_plan(
+    tiny: Callable[..., Recipe],
+    tmp_path: Path,
+    method: str,
+    clock: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    recipe = tiny(method, "tune=true", "checkpoint_every=2")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, stops in ((whole, [0]), (cut, [3, 5, 0])):
+        folder.mkdir()
+        for stop in stops:
+            network, _ = _train(recipe, folder, stop=stop)
+            if stop == 3 and method == "rigl":  # from here on the plan comes from the checkpoint
+                monkeypatch.setattr(
+                    sys.modules["sparsekern.nn.tune"], "time_layer", lambda *_: pytest.fail("again")
+                )
+    assert_same_training(whole / "checkpoints", cut / "checkpoints")
+    assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
+    assert network.plan is not None
+    assert "csr" in {entry.format for entry in network.plan}  # of the compacted layers for gmp
+    layers = sparse_layers(network.model).values()
+    assert [layer.format.variant for layer in layers] == ["dense"] * len(network.plan.layers)
+    finals = [round(layer.format.density, 6) for layer in layers]
+    assert {round(density, 6) for density in clock[-len(finals) :]} == set(finals)
+    untuned = tmp_path / "untuned"
+    untuned.mkdir()
+    assert _train(tiny(method), untuned)[0].plan is None
+
+
+def test_dense_networks_have_nothing_to_tune(
+    tiny: Callable[..., Recipe], tmp_path: Path, clock: list[float]
+):
+    network, _ = _train(tiny("rigl", "tune=true", "epochs=1"), tmp_path, "dense")
+    assert network.plan is None
+    assert not clock
