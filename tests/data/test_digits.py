@@ -64,5 +64,7 @@ def test_split_seed_out_of_range():
 
 def test_registered():
     assert DATASETS["digits"] is Digits
-    with pytest.raises(ValueError, match="Expected data to be one of digits, synthetic"):
+    with pytest.raises(
+        ValueError, match="Expected data to be one of cifar10, cifar100, digits, glue, synthetic"
+    ):
         DATASETS["digit"]
