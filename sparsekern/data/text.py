@@ -16,6 +16,7 @@ from sparsekern.data.dataset import DATASETS, Dataset, Source
 
 BYTES = 256
 BORDER = b"\0"  # between two files
+LEAST_FILES = 8  # no file has more than this part of the bytes
 # Not part of every installation, or of other packages.
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
 
@@ -28,10 +29,10 @@ class Text(Source):
     follow each other without overlap; a zero byte stands between two files. Training and test set
     have no file in common.
 
-    Which files: those with the suffix, ordered by the CRC-32 of seed and name, up to ``max_bytes``
-    (the last one is cut off there); of these, the first with at least ``test_fraction`` of the
-    bytes are the test set. The same Python version gives the same bytes; another one has other
-    files.
+    Which files: those with the suffix, ordered by the CRC-32 of seed and name, until there are
+    ``max_bytes``; of each the beginning, at most an eighth of that. The first of them, with at
+    least ``test_fraction`` of the bytes, are the test set. The same Python version gives the same
+    bytes; another one has other files.
 
     Args:
         path: folder of the files, searched with all its subfolders; None: Python's standard
@@ -86,7 +87,7 @@ class Text(Source):
         texts, left = [], self.max_bytes
         for path in text_files(folder, self.suffix, self.split_seed, whole=self.path is not None):
             with path.open("rb") as file:
-                text = file.read(left)
+                text = file.read(min(left, -(-self.max_bytes // LEAST_FILES)))
             if text:
                 texts.append(text)
             left -= len(text)
