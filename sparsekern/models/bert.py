@@ -71,7 +71,7 @@ class BERT(Transformer):
             :class:`~sparsekern.models.transformer.Transformer`.
 
     Reference: Devlin et al., BERT, 2019, section 3. Differs: no segments; the class token is a
-    parameter of its own; trained from scratch.
+    parameter of its own; layers start from Glorot's distribution.
     """
 
     samples: ClassVar[str] = "tokens [tokens] or rows of numbers [tokens, numbers]"

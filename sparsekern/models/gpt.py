@@ -37,8 +37,8 @@ class Decoder(nn.Module):
         self.blocks = blocks
         self.norm = nn.LayerNorm(features)
         self.output = nn.Linear(features, vocabulary, bias=False)
-        self.output.weight = self.embed.weight
         initialize(self)
+        self.output.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(self.embed(x) + self.position[:, : x.shape[1]])
@@ -56,7 +56,7 @@ class GPT(Transformer):
             :class:`~sparsekern.models.transformer.Transformer`.
 
     Reference: Radford et al., Language models are unsupervised multitask learners, 2019, section
-    2.3. Differs: the output layers of the branches start no smaller than the others.
+    2.3. Differs: layers start from Glorot's distribution.
     """
 
     samples: ClassVar[str] = "tokens [tokens]"

@@ -67,8 +67,7 @@ class ViT(Transformer):
         features, heads, depth, expansion, dropout, width: see
             :class:`~sparsekern.models.transformer.Transformer`.
 
-    Reference: Dosovitskiy et al., An image is worth 16x16 words, 2021, section 3.1. Differs: all
-    weights start at deviation 0.02.
+    Reference: Dosovitskiy et al., An image is worth 16x16 words, 2021, section 3.1.
     """
 
     patch: int = 4

@@ -68,9 +68,12 @@ def test_dropout_acts_while_training_alone():
 
 
 def test_initialisation():
-    model = nn.Sequential(nn.Linear(100, 100), nn.LayerNorm(100), nn.Embedding(50, 100))
+    model = nn.Sequential(
+        nn.Linear(100, 200), nn.LayerNorm(100), nn.Embedding(50, 100), nn.Conv2d(3, 48, 4)
+    )
     initialize(model)
-    assert model[0].weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model[0].weight.std().item() == pytest.approx((2 / 300) ** 0.5, rel=0.05)
+    assert model[3].weight.std().item() == pytest.approx((2 / 96) ** 0.5, rel=0.05)
     assert model[2].weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not model[0].bias.any()
     assert torch.equal(model[1].weight, torch.ones(100))
