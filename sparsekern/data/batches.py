@@ -26,6 +26,12 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
     return samples // batch_size
 
 
+def epoch_generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
+    """Random numbers that follow from what they are for, the seed of the run and the epoch."""
+    # NOTE: torch's generators use 32 bits of their seed, so all of it is hashed into 32 bits.
+    return torch.Generator().manual_seed(zlib.crc32(f"{purpose} {seed} {epoch}".encode()))
+
+
 def batches(
     x: Tensor, y: Tensor, batch_size: int, *, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -37,7 +43,7 @@ def batches(
 
     Args:
         x: ``[samples, ...]``.
-        y: ``[samples]``.
+        y: ``[samples, ...]``.
         batch_size: samples of a batch, at most those there are.
         seed: of the run.
         epoch: from 0.
@@ -46,9 +52,7 @@ def batches(
         ``(x, y)`` of ``batch_size`` samples.
     """
     steps = steps_per_epoch(len(x), batch_size)
-    # NOTE: torch's generators use 32 bits of their seed, so the pair is hashed into 32 bits.
-    generator = torch.Generator().manual_seed(zlib.crc32(f"batches {seed} {epoch}".encode()))
-    order = torch.randperm(len(x), generator=generator)
+    order = torch.randperm(len(x), generator=epoch_generator("batches", seed, epoch))
     for step in range(steps):
         chosen = order[step * batch_size : (step + 1) * batch_size]
         yield x[chosen], y[chosen]

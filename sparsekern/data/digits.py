@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +18,23 @@ class Digits(Source):
     training pixels. The split keeps the shares of the classes.
 
     Args:
+        input_shape: of a sample, 64 numbers in all: ``[64]``, ``[1, 8, 8]`` for networks of images,
+            ``[8, 8]`` for encoders (each row of the image is a token).
         test_fraction: share of the samples that are the test set, in (0, 1).
         split_seed: of the split; the same for all seeds of a run.
 
     Reference: Kaynak, Optical recognition of handwritten digits, 1995 (its test part).
     """
 
+    input_shape: tuple[int, ...] = (64,)
     test_fraction: float = 0.5
     split_seed: int = 0
 
     def __post_init__(self) -> None:
+        if min(self.input_shape, default=0) < 1 or math.prod(self.input_shape) != 64:
+            raise ValueError(
+                f"Expected input_shape to have 64 numbers. Got {list(self.input_shape)}."
+            )
         if not 0.0 < self.test_fraction < 1.0:
             raise ValueError(
                 f"Expected test_fraction to be between 0 and 1. Got {self.test_fraction}."
@@ -40,7 +48,7 @@ class Digits(Source):
 
         pixels, labels = load_digits(return_X_y=True)
         train_x, test_x, train_y, test_y = train_test_split(
-            pixels.astype("float32") / 16,
+            pixels.astype("float32").reshape(-1, *self.input_shape) / 16,
             labels.astype("int64"),
             test_size=self.test_fraction,
             random_state=self.split_seed,

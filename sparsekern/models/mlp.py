@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -39,12 +40,19 @@ class MLP(Model):
 
     hidden: tuple[int, ...]
 
+    samples: ClassVar[str] = "numbers"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for size in self.hidden:
             check_positive(size, "hidden")
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    def fits(self, input_shape: tuple[int, ...], vocabulary: int | None) -> bool:
+        return vocabulary is None
+
+    def network(
+        self, input_shape: tuple[int, ...], classes: int, vocabulary: int | None
+    ) -> nn.Module:
         return mlp(math.prod(input_shape), classes, [self.scaled(size) for size in self.hidden])
 
 

@@ -45,6 +45,20 @@ def write_tensors(
     content = {"format": "pt", **(metadata or {}), ALIASES: json.dumps(aliases)}
     with whole_file(path) as temporary:
         save_file(stored, temporary, content)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata into alphabetical order: safetensors writes them in a random one, and equal
+    models should be equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _own_memory(tensor: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ import math
 import time
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from sparsekern.data import Dataset, batches, steps_per_epoch
+from sparsekern.data import Dataset, steps_per_epoch
 from sparsekern.train.callbacks import Callback
 from sparsekern.train.checkpoint import Checkpoints, Progress
+from sparsekern.train.loss import cross_entropy
 from sparsekern.train.metrics import MetricsLog, Row
 from sparsekern.train.network import Network
 from sparsekern.train.recipe import Recipe
@@ -62,16 +62,14 @@ def train(
         loss_sum = torch.zeros(())
         model.train()
         step = epoch * epoch_steps
-        for x, y in batches(
-            dataset.train_x, dataset.train_y, recipe.batch_size, seed=network.seed, epoch=epoch
-        ):
+        for x, y in dataset.train_batches(recipe.batch_size, seed=network.seed, epoch=epoch):
             factor = recipe.learning_rate.factor(step, total_steps, epoch_steps)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * factor
             if recipe.tune and step == 0:
                 network.tune(x)
 
-            loss = F.cross_entropy(model(x), y)
+            loss = cross_entropy(model(x), y)
             loss.backward()
             network.update()
             optimizer.zero_grad()
@@ -115,14 +113,13 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, batch_size: int = 1024) -> tuple[float, float]:
-    """Mean cross entropy and accuracy, a fraction in [0, 1], on the test set."""
+def evaluate(model: nn.Module, dataset: Dataset, batch_size: int = 256) -> tuple[float, float]:
+    """Mean cross entropy and accuracy, a fraction in [0, 1], over all targets of the test set."""
     model.eval()
     loss, correct = 0.0, 0
-    samples = len(dataset.test_x)
-    pairs = zip(dataset.test_x.split(batch_size), dataset.test_y.split(batch_size), strict=True)
-    for x, y in pairs:
+    for x, y in dataset.test_batches(batch_size):
         logits = model(x)
-        loss += F.cross_entropy(logits, y, reduction="sum").item()
-        correct += int((logits.argmax(1) == y).sum())
-    return loss / samples, correct / samples
+        loss += cross_entropy(logits, y, reduction="sum").item()
+        correct += int((logits.argmax(-1) == y).sum())
+    targets = dataset.test_y.numel()
+    return loss / targets, correct / targets

@@ -132,7 +132,12 @@ def build_network(
     """
     torch.manual_seed(seed)
     config = dataclasses.replace(recipe.model, width=recipe.model.width * width)
-    model = config.build(dataset.input_shape, dataset.classes)
+    model = config.build(
+        dataset.input_shape,
+        dataset.classes,
+        vocabulary=dataset.vocabulary,
+        per_token=dataset.per_token,
+    )
     optimizer = recipe.optimizer.build(model)
     targets, _ = find_targets(model, recipe.exclude)
     weights = [target.weight for target in targets]

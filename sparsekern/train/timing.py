@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from sparsekern.data import Dataset, batches
+from sparsekern.data import Dataset
+from sparsekern.train.loss import cross_entropy
 from sparsekern.train.network import Network, build_network
 from sparsekern.train.recipe import Recipe
 
@@ -81,7 +81,7 @@ class Stepper:
     def step(self) -> tuple[float, float, float]:
         """One training step; milliseconds of forward, backward and update."""
         begin = time.perf_counter()
-        loss = F.cross_entropy(self.network.model(self.x), self.y)
+        loss = cross_entropy(self.network.model(self.x), self.y)
         forward = time.perf_counter()
         loss.backward()
         backward = time.perf_counter()
@@ -123,9 +123,7 @@ class Stepper:
 
 def one_batch(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """The batch that all networks are timed on."""
-    return next(
-        batches(dataset.train_x, dataset.train_y, recipe.batch_size, seed=recipe.seed, epoch=0)
-    )
+    return next(dataset.train_batches(recipe.batch_size, seed=recipe.seed, epoch=0))
 
 
 def time_steps(

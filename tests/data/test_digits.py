@@ -51,6 +51,22 @@ def test_split_follows_its_seed():
     assert not torch.equal(Digits().load().train_y, Digits(split_seed=1).load().train_y)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8), (4, 16)])
+def test_other_shapes_hold_the_same_pixels(shape: tuple[int, ...]):
+    flat, shaped = Digits().load(), Digits(input_shape=shape).load()
+    assert shaped.input_shape == shape
+    assert torch.equal(shaped.train_x.flatten(1), flat.train_x)
+    assert torch.equal(shaped.test_x.flatten(1), flat.test_x)
+    assert torch.equal(shaped.train_y, flat.train_y)
+
+
+@pytest.mark.parametrize("shape", [(), (63,), (8, 4), (0, 64), (-8, -8)])
+def test_shape_of_another_number_of_pixels(shape: tuple[int, ...]):
+    with pytest.raises(ValueError) as error:
+        Digits(input_shape=shape)
+    assert str(error.value) == f"Expected input_shape to have 64 numbers. Got {list(shape)}."
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, float("nan")])
 def test_test_fraction_out_of_range(fraction: float):
     with pytest.raises(ValueError, match="Expected test_fraction to be between 0 and 1. Got"):
@@ -64,5 +80,7 @@ def test_split_seed_out_of_range():
 
 def test_registered():
     assert DATASETS["digits"] is Digits
-    with pytest.raises(ValueError, match="Expected data to be one of digits, synthetic"):
+    with pytest.raises(
+        ValueError, match="Expected data to be one of cifar10, cifar100, digits, glue, synthetic"
+    ):
         DATASETS["digit"]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sparsekern.data import Dataset
+from sparsekern.data.images import CropAndFlip, Standardize
 from sparsekern.nn import sparse_layers
 from sparsekern.train.callbacks import Callback
 from sparsekern.train.checkpoint import Checkpoints, Progress
@@ -18,6 +19,7 @@ from sparsekern.train.loop import evaluate, train
 from sparsekern.train.metrics import MetricsLog, Row
 from sparsekern.train.network import Network, build_network
 from sparsekern.train.recipe import Recipe
+from sparsekern.train.recipe_file import load_recipe
 from tests.train.conftest import assert_same_training
 
 METHODS = ["rigl", "set", "static", "gmp"]
@@ -35,9 +37,14 @@ class Stop(Callback):
 
 
 def _train(
-    recipe: Recipe, folder: Path, name: str = "sparse", stop: int = 0, seed: int = 0
+    recipe: Recipe,
+    folder: Path,
+    name: str = "sparse",
+    stop: int = 0,
+    seed: int = 0,
+    dataset: Dataset | None = None,
 ) -> tuple[Network, Progress | None]:
-    dataset = recipe.data.load()
+    dataset = dataset or recipe.data.load()
     network = build_network(recipe, dataset, name, seed)
     try:
         progress = train(
@@ -220,3 +227,35 @@ def test_dense_networks_have_nothing_to_tune(
     network, _ = _train(tiny("rigl", "tune=true", "epochs=1"), tmp_path, "dense")
     assert network.plan is None
     assert not clock
+
+
+def test_evaluate_counts_every_token():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    x, y = logits.expand(4, 3, 2), torch.tensor([[0, 1, 1]]).expand(4, 3)
+    loss, accuracy = evaluate(nn.Identity(), Dataset(x, y, x, y, classes=2), batch_size=3)
+    right = torch.log1p(torch.exp(torch.tensor(-2.0))).item()
+    assert loss == pytest.approx((3 * right + 2) / 3)
+    assert accuracy == pytest.approx(2 / 3)
+
+
+def test_augmented_images_with_dropout_go_on_where_they_stopped(tmp_path: Path):
+    """Crops, flips and dropout follow from seed and epoch, or from what a checkpoint holds."""
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(40) % 4
+    dataset = Dataset(
+        pixels, labels, pixels, labels, 4, prepare=Standardize.of(pixels), augment=CropAndFlip(2)
+    )
+    recipe = load_recipe(
+        "digits-vit-rigl",
+        [
+            "model={name: vit, patch: 4, features: 8, heads: 2, depth: 1, dropout: 0.2}",
+            *("epochs=4", "batch_size=8", "method.update_every=3", "checkpoint_every=1"),
+        ],
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, stops in ((whole, [0]), (cut, [2, 3, 0])):
+        folder.mkdir()
+        for stop in stops:
+            _train(recipe, folder, stop=stop, dataset=dataset)
+    assert_same_training(whole / "checkpoints", cut / "checkpoints")
+    assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()

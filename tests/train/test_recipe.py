@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from sparsekern.data import DATASETS
 from sparsekern.models import MLP
 from sparsekern.prune import RigL
 from sparsekern.train.learning_rate import Cosine
 from sparsekern.train.optimizers import AdamW
 from sparsekern.train.recipe import Recipe
 
+DATA = ", ".join(sorted(DATASETS))
 BASE: dict[str, Any] = {
     "name": "small",
     "data": {"name": "digits"},
@@ -63,7 +65,7 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
             f"Expected keys of optimizer to be among {SGD_KEYS}. Got 'optimizer.betas'.",
         ),
         ("model.hiden", [8], "Expected keys of model to be among name, width, hidden. Got"),
-        ("data.fraction", 1, "Expected keys of data to be among name, test_fraction, split_seed."),
+        ("data.fraction", 1, "Expected keys of data to be among name, input_shape, "),
         ("baselines.big", True, "Expected keys of baselines to be among dense, small_dense, "),
         ("epoch", 3, "Expected keys of the recipe to be among name, description, data, "),
         # unknown names
@@ -71,7 +73,7 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
         ("method", "nope", "Expected method.name to be one of gmp, rigl, set, static. Got 'nope'."),
         ("optimizer.name", "muon", "Expected optimizer.name to be one of adamw, sgd. Got 'muon'."),
         ("learning_rate", "cos", "Expected learning_rate.name to be one of constant, cosine, "),
-        ("data.name", 3, "Expected data.name to be one of digits, synthetic. Got 3."),
+        ("data.name", 3, f"Expected data.name to be one of {DATA}. Got 3."),
         ("format", "css", "Expected format to be one of auto, csr, masked"),
         ("method.distribution", "erq", "Expected method.distribution to be one of er, erk, unif"),
         # types
@@ -120,7 +122,7 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
         # missing
         ("model", {"name": "mlp"}, "Expected model.hidden to be given. Got nothing."),
         ("optimizer", "sgd", "Expected optimizer.lr to be given. Got nothing."),
-        ("data", {}, "Expected data.name to be one of digits, synthetic. Got nothing."),
+        ("data", {}, f"Expected data.name to be one of {DATA}. Got nothing."),
         (
             "optimizer",
             {"name": "adamw", "lr": 0.1, "betas": [0.9]},
