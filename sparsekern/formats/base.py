@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -155,6 +156,19 @@ class SparseFormat(nn.Module, ABC):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``y = x W^T + bias``."""
 
+    @abstractmethod
+    def conv2d(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> Tensor:
+        """``y = conv2d(x, W) + bias`` for a weight of four dimensions; ``x`` ``[N, C, H, W]``."""
+
     @property
     @abstractmethod
     def nnz(self) -> int:
@@ -250,6 +264,10 @@ class SparseFormat(nn.Module, ABC):
         if probe is None or probe.grad is None:
             return None
         return probe.grad.view(self.shape)
+
+    def _taps(self) -> int | None:
+        """Size of a convolution's kernel, or None for a linear layer."""
+        return math.prod(self.shape[2:]) if len(self.shape) > 2 else None
 
     def _matrix_shape(self) -> tuple[int, int]:
         rows = self.shape[0]

@@ -28,7 +28,7 @@ class CsrFormat(SparseFormat):
     at load.
 
     Bytes: 4 for a value, about 13 for indices per kept weight (``col``, ``col_t``, ``perm``, panel
-    starts in both directions).
+    starts in both directions; those of convolutions are made in each call).
     """
 
     name: ClassVar[str] = "csr"
@@ -56,7 +56,7 @@ class CsrFormat(SparseFormat):
         check_dtype(mask, "mask", (torch.bool,))
         check_shape(mask, "mask", tuple(weight.shape))
         check_device(mask, "mask", weight.device, "weight")
-        index = csr.index_from_mask(mask.flatten(1))
+        index = csr.index_from_mask(mask)
         values = csr.gather(weight.flatten(1), index.crow, index.col)
         return cls(values, index, tuple(weight.shape))
 
@@ -113,9 +113,21 @@ class CsrFormat(SparseFormat):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return csr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
 
+    def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
+        return csr.conv2d(
+            x,
+            self.values,
+            self.index,
+            bias,
+            kernel_size=self.shape[2:],
+            probe=self._probe,
+            variant=self.variant,
+            **geometry,
+        )
+
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:
-        index = csr.index_from_mask(self._check_mask(mask).flatten(1))
+        index = csr.index_from_mask(self._check_mask(mask))
         positions = csr.position_map(self.crow, self.col, index.crow, index.col)
         change = TopologyChange(positions=positions, old_numel=self.nnz)
         values = change.move(self.values.data)
@@ -139,7 +151,7 @@ class CsrFormat(SparseFormat):
         reason = self._broken_rows(self.crow, self.col, self.nnz)
         if reason is not None:
             raise ValueError(reason)
-        rebuilt = csr.build_index(self.crow, self.col, self._matrix_shape()[1])
+        rebuilt = csr.build_index(self.crow, self.col, self._matrix_shape()[1], self._taps())
         for name, own, right in zip(CsrIndex._fields, self.index, rebuilt, strict=True):
             if not torch.equal(own, right):
                 raise ValueError(f"Expected {name} to follow from crow and col. Got another index.")
@@ -178,7 +190,7 @@ class CsrFormat(SparseFormat):
             self.col = self.col.new_zeros(values.shape)
 
     def _finish_load(self) -> None:
-        self._set_index(csr.build_index(self.crow, self.col, self._matrix_shape()[1]))
+        self._set_index(csr.build_index(self.crow, self.col, self._matrix_shape()[1], self._taps()))
         self._choose_variant()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
@@ -108,6 +109,20 @@ class MaskedFormat(SparseFormat):
         values = csr.gather(self.weight, index.crow, index.col)
         return csr.linear(x, values, index, bias, probe=self._probe)
 
+    def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
+        index = self.index
+        if index is not None:
+            values = csr.gather(self.weight.flatten(1), index.crow, index.col)
+            size = self.shape[2:]
+            return csr.conv2d(
+                x, values, index, bias, kernel_size=size, probe=self._probe, **geometry
+            )
+        weight = self.to_dense()
+        if self._probe is not None:
+            weight = weight + self._probe.view(self.shape)
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        return F.conv2d(x, weight, bias, **geometry)
+
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:
         mask = self._check_mask(mask)
@@ -133,7 +148,7 @@ class MaskedFormat(SparseFormat):
         if kernel == "dense":
             self._set_index(None)
         elif self.index is None:
-            self._set_index(csr.index_from_mask(self.mask().flatten(1), self._nnz))
+            self._set_index(csr.index_from_mask(self.mask(), self._nnz))
 
     def _set_index(self, index: CsrIndex | None) -> None:
         for i, name in enumerate(CsrIndex._fields):
@@ -153,7 +168,7 @@ class MaskedFormat(SparseFormat):
             raise ValueError(f"Expected nnz to be {int(mask.sum())}. Got {self._nnz}.")
         index = self.index
         if index is not None:
-            right = csr.index_from_mask(mask.flatten(1), self._nnz)
+            right = csr.index_from_mask(mask, self._nnz)
             for name, own, rebuilt in zip(CsrIndex._fields, index, right, strict=True):
                 if not torch.equal(own, rebuilt):
                     raise ValueError(f"Expected {name} to follow from the mask. Got another index.")

@@ -1,14 +1,18 @@
 """Drop-in sparse modules, and conversion of models to and from them."""
 
 from sparsekern.nn.checkpoint import LoadReport, load, save
+from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.convert import densify, sparse_layers, to_sparse
 from sparsekern.nn.explain import explain
+from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear
 from sparsekern.nn.tune import tune
 
 __all__ = [
     "LoadReport",
+    "SparseConv2d",
+    "SparseLayer",
     "SparseLinear",
     "SparseTransposedLinear",
     "densify",

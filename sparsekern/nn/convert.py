@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sparsekern._checks import check_model
 from sparsekern.formats import FORMATS, SparseFormat, choose_format
+from sparsekern.nn.conv import SparseConv2d
+from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def sparse_layers(model: nn.Module) -> dict[str, SparseLinear]:
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """The sparse layers by name; of those that share a format (tied weights), the first."""
-    layers: dict[str, SparseLinear] = {}
+    layers: dict[str, SparseLayer] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, SparseLinear) and id(module.format) not in seen:
+        if isinstance(module, SparseLayer) and id(module.format) not in seen:
             seen.add(id(module.format))
             layers[name] = module
     return layers
@@ -43,7 +45,7 @@ def to_sparse(
 
     Args:
         model: changed in place.
-        names: of its ``Linear`` layers; several names mean one tied weight.
+        names: of its ``Linear`` or ``Conv2d`` layers; several names mean one tied weight.
         mask: bool, shaped like the layers' ``weight``, True = kept.
         format: "auto" or a format's name.
         master: "compact" or "dense", what ``format="auto"`` may choose from.
@@ -82,11 +84,13 @@ def install(model: nn.Module, names: list[str], stored: SparseFormat) -> None:
         set_submodule(model, name, layer)
 
 
-def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLinear:
+def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLayer:
     """The sparse layer that stands for a dense one; the bias is shared with it."""
     bias = getattr(dense, "bias", None)
     if is_transposed_linear(dense):
         return SparseTransposedLinear.around(stored, bias, type(dense))
+    if isinstance(dense, nn.Conv2d):
+        return SparseConv2d.from_format(stored, dense, bias)
     return SparseLinear.from_format(stored, bias)
 
 
@@ -99,13 +103,13 @@ def densify(model: Model) -> Model:
     dense = copy.deepcopy(model)
     shared: dict[int, nn.Parameter] = {}
     for name, module in list(dense.named_modules()):
-        if not isinstance(module, SparseLinear):
+        if not isinstance(module, SparseLayer):
             continue
-        linear = module.to_dense()
+        linear: Any = module.to_dense()
         weight = nn.Parameter(linear.weight.detach())
         linear.weight = shared.setdefault(id(module.format), weight)
         if name == "":
-            return linear  # type: ignore[return-value]
+            return linear
         set_submodule(dense, name, linear)
     return dense
 
@@ -116,11 +120,12 @@ def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every place of a ``torch.nn.Linear``, a subclass, or a transposed linear layer by name, tied
-    places included."""
+def dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every place of a ``torch.nn.Linear`` or ``Conv2d``, a subclass, or a transposed linear layer
+    by name, tied places included."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if (isinstance(module, nn.Linear) or is_transposed_linear(module)) and name != "":
+        kinds = (nn.Linear, nn.Conv2d)
+        if (isinstance(module, kinds) or is_transposed_linear(module)) and name != "":
             yield name, module
 
 
@@ -135,7 +140,7 @@ def note_left_dense(layer: nn.Module, why: str) -> None:
 def why_left_dense(layer: nn.Module) -> str:
     """Why a layer is a plain torch layer, as far as it is known."""
     noted: str | None = getattr(layer, LEFT_DENSE, None)
-    if noted is None and isinstance(layer, nn.Linear):
+    if noted is None and isinstance(layer, (nn.Linear, nn.Conv2d)):
         noted = why_not_convertible(layer)
     return noted or "not converted"
 
@@ -144,7 +149,7 @@ def why_not_convertible(layer: nn.Module) -> str | None:
     """The reason why a layer has to stay dense, or None."""
     if layer._parameters.get("weight") is None:
         return "its weight is computed from others (a parametrization or a hook)"
-    if type(layer) is not nn.Linear and not is_transposed_linear(layer):
+    if type(layer) not in (nn.Linear, nn.Conv2d) and not is_transposed_linear(layer):
         # The out_proj of nn.MultiheadAttention, for one: its owner multiplies by .weight itself.
         return f"a {type(layer).__name__}, whose owner may multiply by its weight directly"
     return None

@@ -23,8 +23,9 @@ def sparse_fan_in_(weight: Tensor, mask: Tensor, gain: float = 1.0) -> Tensor:
 
 @torch.no_grad()
 def dense_linear_(weight: Tensor, bias: Tensor | None, generator: torch.Generator | None) -> None:
-    """What ``torch.nn.Linear`` does: both uniform in ``+-1/sqrt(fan_in)``."""
-    bound = 1 / math.sqrt(weight.shape[1]) if weight.shape[1] > 0 else 0.0
+    """What ``torch.nn.Linear`` and ``Conv2d`` do: both uniform in ``+-1/sqrt(fan_in)``."""
+    fan_in = math.prod(weight.shape[1:])
+    bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0.0
     weight.uniform_(-bound, bound, generator=generator)
     if bias is not None:
         bias.uniform_(-bound, bound, generator=generator)

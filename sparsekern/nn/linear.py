@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from sparsekern._checks import check_fraction, check_positive
-from sparsekern.formats import FORMATS, SparseFormat, TopologyChange, choose_format
+from sparsekern.formats import SparseFormat
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
+from sparsekern.nn.layer import SparseLayer, format_class, format_from_dense
 from sparsekern.ops import mask as mask_ops
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(SparseLayer):
     """``y = x W^T + bias`` with a sparse ``W`` ``[out_features, in_features]``.
 
-    Drop-in for :class:`torch.nn.Linear`. The weight lives in ``format`` (a module of its own); the
-    trainable numbers are ``format.parameter``. ``weight`` is the dense weight with zeros: it can be
-    read and differentiated, but writing into it is lost, and assigning it raises.
+    Drop-in for :class:`torch.nn.Linear`; see :class:`SparseLayer` for ``weight`` and ``format``.
 
     Args:
         in_features, out_features: sizes, at least 1.
@@ -61,16 +59,12 @@ class SparseLinear(nn.Module):
         mask = mask_ops.topk(scores, round(density * weight.numel()))
         if init == "sparse_fan_in":
             sparse_fan_in_(weight, mask)
-        self._build(_format_of(format, mask).from_dense(weight, mask), offset)
+        self._build(format_class(format, mask).from_dense(weight, mask), offset)
 
     def _build(self, format: SparseFormat, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = format.shape
-        self.format = format
-        if bias is None or isinstance(bias, nn.Parameter):
-            self.register_parameter("bias", bias)
-        else:
-            self.bias = nn.Parameter(bias)
+        self._set_weight(format, bias)
 
     @classmethod
     def from_format(cls, format: SparseFormat, bias: Tensor | None = None) -> SparseLinear:
@@ -101,47 +95,10 @@ class SparseLinear(nn.Module):
             raise TypeError(
                 f"Expected linear to be a torch.nn.Linear. Got {type(linear).__name__}."
             )
-        if density is not None and mask is not None:
-            raise ValueError("Expected density or mask, not both. Got both.")
-        weight = linear.weight.detach()
-        if density is not None:
-            check_fraction(density, "density")
-            mask = mask_ops.topk(weight.abs().float(), round(density * weight.numel()))
-        elif mask is None:
-            mask = weight != 0
+        stored = format_from_dense(linear.weight.detach(), density, mask, format)
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        layer = cls.from_format(_format_of(format, mask).from_dense(weight, mask), bias)
+        layer = cls.from_format(stored, bias)
         return layer.train(linear.training)
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight with zeros, differentiable; a new tensor at each call."""
-        return self.format.to_dense()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            raise AttributeError(
-                "Expected the weight of a SparseLinear to be changed by set_mask(), "
-                "SparseLinear.from_dense() or its format's parameter. Got an assignment."
-            )
-        super().__setattr__(name, value)
-
-    @property
-    def density(self) -> float:
-        """Fraction of kept weights."""
-        return self.format.density
-
-    def mask(self) -> Tensor:
-        """Which weights are kept: bool ``[out_features, in_features]``."""
-        return self.format.mask()
-
-    def set_mask(self, mask: Tensor) -> TopologyChange:
-        """Changes which weights are kept (see :meth:`SparseFormat.set_mask`).
-
-        An optimiser's state must follow: ``sparsekern.optim.move_state(optimizer,
-        layer.format.parameter, change)``. A Pruner does both.
-        """
-        return self.format.set_mask(mask)
 
     def to_dense(self) -> nn.Linear:
         """A plain Linear with the same outputs, zeros included."""
@@ -164,28 +121,6 @@ class SparseLinear(nn.Module):
             return on_nested(lambda rows: self.format.linear(rows, self.bias), x)
         return self.format.linear(x, self.bias)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        """A plain ``weight`` of a dense checkpoint takes the current mask."""
-        dense = state_dict.pop(prefix + "weight", None)
-        if dense is not None:
-            self._take_dense(dense, state_dict, prefix, args[-1] if args else kwargs["error_msgs"])
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _take_dense(
-        self, dense: Tensor, state_dict: dict[str, Any], prefix: str, error_msgs: list[str]
-    ) -> None:
-        if dense.shape != self.format.shape:
-            error_msgs.append(
-                f"Expected {prefix}weight to have shape {self.format.shape}. "
-                f"Got {tuple(dense.shape)}."
-            )
-            return
-        masked = type(self.format).from_dense(dense.to(self.format.parameter), self.mask())
-        stored: Mapping[str, Tensor] = masked.state_dict()
-        state_dict.update({f"{prefix}format.{key}": value for key, value in stored.items()})
-
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
@@ -202,11 +137,3 @@ def on_nested(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     parts = x.unbind()
     rows = function(torch.cat(parts))
     return torch.nested.as_nested_tensor(list(rows.split([part.shape[0] for part in parts])))
-
-
-def _format_of(name: str, mask: Tensor) -> type[SparseFormat]:
-    if name == "auto":
-        numel = mask.numel()
-        density = int(torch.count_nonzero(mask)) / numel if numel else 1.0
-        name = choose_format(density, mask.device)
-    return FORMATS[name]

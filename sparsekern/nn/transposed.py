@@ -56,7 +56,8 @@ class SparseTransposedLinear(SparseLinear):
         dense = self.dense_class(self.out_features, self.in_features)
         with torch.no_grad():
             dense.weight = nn.Parameter(self.weight.detach().contiguous())
-            dense.bias = nn.Parameter(self.bias.detach().clone())
+            if self.bias is not None:
+                dense.bias = nn.Parameter(self.bias.detach().clone())
         return dense.train(self.training)
 
     def _take_dense(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from sparsekern.formats import SparseFormat
-from sparsekern.nn.linear import SparseLinear
+from sparsekern.nn.layer import SparseLayer
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Method
 from sparsekern.prune.sparsify import LayerReport, SparsifyReport, find_targets, first_match
@@ -19,7 +19,7 @@ def sparse_weights(model: nn.Module) -> list[tuple[list[str], SparseFormat]]:
     """The formats of a model, each with the names of all layers that use it."""
     found: dict[int, tuple[list[str], SparseFormat]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseLayer):
             found.setdefault(id(module.format), ([], module.format))[0].append(name)
     return list(found.values())
 

@@ -20,7 +20,7 @@ from sparsekern.formats import (
     choose_format,
 )
 from sparsekern.nn.convert import sparse_layers
-from sparsekern.nn.linear import SparseLinear
+from sparsekern.nn.layer import SparseLayer
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
@@ -109,7 +109,7 @@ class Pruner:
         """Makes a dense model sparse as the method starts."""
         targets, left_dense = find_targets(self.model, exclude)
         if not targets:
-            raise ValueError("Expected a model with Linear layers to prune. Got none.")
+            raise ValueError("Expected a model with Linear or Conv2d layers to prune. Got none.")
         check_holds(self.optimizer, {target.names[0]: target.weight for target in targets})
         method = self.method
         final = kept_counts([t.shape for t in targets], method.density, method.distribution)
@@ -286,10 +286,10 @@ class Pruner:
                 continue
             index = stored.index
             compact = self._compact_one(
-                stored, csr.index_from_mask(stored.mask().flatten(1)) if index is None else index
+                stored, csr.index_from_mask(stored.mask()) if index is None else index
             )
             for other in self.model.modules():
-                if isinstance(other, SparseLinear) and other.format is stored:
+                if isinstance(other, SparseLayer) and other.format is stored:
                     other.format = compact
             for layer in self.layers:
                 if layer.format is stored:

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern._checks import check_fraction, check_model, check_texts
 from sparsekern.formats import FORMATS, Plan, SparseFormat
-from sparsekern.nn.convert import linear_layers, note_left_dense, to_sparse, why_not_convertible
-from sparsekern.nn.linear import SparseLinear
+from sparsekern.nn.convert import dense_layers, note_left_dense, to_sparse, why_not_convertible
+from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.tune import tune
 from sparsekern.ops import mask as mask_ops
 from sparsekern.patterns import UNSTRUCTURED, Pattern, Unstructured
@@ -93,14 +93,18 @@ def find_targets(
     """The convertible layers, and those that stay dense with the reason.
 
     Layers that share a weight are one target. A weight that another kind of module uses too (an
-    embedding, say) stays dense.
+    embedding, say) stays dense, and so does a first convolution with few input channels, which has
+    little to save and hurts when it is pruned.
     """
     exclude = check_texts(exclude, "exclude")
     by_weight: dict[int, Target] = {}
     targets: list[Target] = []
     dense: list[LayerReport] = []
-    for name, linear in linear_layers(model):
+    stem = _stem(model)
+    for name, linear in dense_layers(model):
         reason = why_not_convertible(linear)
+        if reason is None and linear is stem:
+            reason = f"the first convolution, with fewer than {STEM_CHANNELS} input channels"
         weight = linear._parameters.get("weight")
         if reason is None and weight is not None:
             by_weight.setdefault(id(weight), Target([], weight)).names.append(name)
@@ -136,6 +140,17 @@ def find_targets(
             "which matches none."
         )
     return targets, dense
+
+
+STEM_CHANNELS = 16
+
+
+def _stem(model: nn.Module) -> nn.Module | None:
+    """The first convolution, if it has fewer than :data:`STEM_CHANNELS` input channels."""
+    for _, layer in dense_layers(model):
+        if isinstance(layer, nn.Conv2d):
+            return layer if layer.in_channels < STEM_CHANNELS else None
+    return None
 
 
 def first_match(names: Sequence[str], patterns: Sequence[str]) -> str | None:
@@ -202,7 +217,7 @@ def sparsify(
     example: Any = None,
     training: bool = True,
 ) -> SparsifyReport:
-    """Makes the Linear layers of a model sparse, in place; Parameter objects stay the same.
+    """Makes the Linear and Conv2d layers of a model sparse, in place; Parameter objects stay.
 
     Args:
         model: changed in place. An optimiser built before stays valid.
@@ -231,9 +246,9 @@ def sparsify(
     scores = SCORES[score]
     targets, left_dense = find_targets(model, exclude)
     if not targets:
-        already = any(isinstance(module, SparseLinear) for module in model.modules())
+        already = any(isinstance(module, SparseLayer) for module in model.modules())
         raise ValueError(
-            "Expected a model with Linear layers to convert. Got none"
+            "Expected a model with Linear or Conv2d layers to convert. Got none"
             f"{', the model is sparse already' if already else ''}."
         )
     if density is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -112,7 +113,9 @@ class Network:
             if crow is not None and layer.format.name == "masked":
                 col = state[f"{name}.format.col"]
                 ones = torch.ones(col.shape, dtype=torch.bool)
-                layer.set_mask(csr.to_dense(ones, crow, col, layer.in_features))
+                shape = layer.format.shape
+                mask = csr.to_dense(ones, crow, col, math.prod(shape[1:]))
+                layer.format.set_mask(mask.view(shape))
         self.compact()
 
 

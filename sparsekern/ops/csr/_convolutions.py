@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsekern.ops._define import Sample
+from sparsekern.ops.csr._checks import VALUE_DTYPES
+from sparsekern.ops.csr.index import index_from_mask
+
 Pair = tuple[int, int]
+INDEX_NAMES = ("crow", "col", "crow_t", "col_t", "perm")  # of a CsrIndex, as convolutions take it
 
 
 @dataclass(frozen=True)
@@ -86,3 +93,118 @@ CONVOLUTIONS = (
     C("one_output", (2, 20, 9, 9), 1, (3, 3), padding=(1, 1)),
     C("no_batch", (0, 4, 5, 5), 3, (3, 3)),
 )
+
+
+def output_size(
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Height and width of the output, by torch's formula."""
+    return [
+        (size[i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+
+
+def _output_shape(x: Tensor, crow: Tensor, **geometry: Any) -> tuple[int, ...]:
+    sizes = (geometry[name] for name in ("kernel_size", "stride", "padding", "dilation"))
+    return (x.shape[0], crow.shape[0] - 1, *output_size(x.shape[2:], *sizes))
+
+
+def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    """Arguments of ``csr_conv2d``."""
+    value_dtype = dtype if dtype in VALUE_DTYPES else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    for case in CONVOLUTIONS:
+        index = _conv_index(case, device)
+        x = torch.randn(case.input_shape, generator=generator).to(device, dtype)
+        values = torch.randn(index[1].shape, generator=generator).to(device, value_dtype)
+        bias = torch.randn(case.out_channels, generator=generator).to(device, value_dtype)
+        args: tuple[Any, ...] = (x, values, bias if case.bias else None, None, *index)
+        yield Sample(args, case.name, case.geometry, small=case.small)
+        if case.small:
+            columns = case.channels // case.groups * math.prod(case.kernel_size)
+            zero = torch.zeros((), device=device, dtype=value_dtype)
+            probe = zero.expand(case.out_channels, columns)
+            args = (x, values, args[2], probe, *index)
+            yield Sample(args, f"{case.name}_probe", case.geometry, small=True, promise=True)
+        if case.name == "typical":
+            turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+            yield Sample((turned, *args[1:]), "strided", case.geometry)
+            last = x.to(memory_format=torch.channels_last)
+            yield Sample((last, *args[1:]), "channels_last", case.geometry)
+            yield Sample((x[::2], *args[1:]), "every_second_image", case.geometry)
+
+
+def _conv_index(case: Convolution, device: torch.device) -> tuple[Tensor, ...]:
+    index = index_from_mask(case.mask().to(device))
+    return tuple(getattr(index, name) for name in INDEX_NAMES)
+
+
+def backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    """Arguments of ``csr_conv2d_backward``."""
+    for sample in samples(device, dtype):
+        x, values, bias, _, *index = sample.args
+        shape = _output_shape(x, index[0], **sample.kwargs)
+        grad = torch.linspace(-1, 1.5, math.prod(shape), device=device).mul(7).sin()
+        grad = grad.view(shape).to(dtype)
+        mask = [True, True, bias is not None]
+        args = (grad, x, values, *index, mask)
+        yield Sample(args, sample.id, sample.kwargs, small=sample.small)
+        if sample.id == "typical":
+            for i in range(3):
+                only = [i == j for j in range(3)]
+                yield Sample((*args[:-1], only), f"only_{i}", sample.kwargs)
+            expanded = grad[:1].expand(grad.shape)
+            yield Sample((expanded, *args[1:]), "expanded_grad", sample.kwargs)
+
+
+def errors() -> Iterator[tuple[Any, type[Exception], str]]:
+    """Wrong arguments of ``csr_conv2d``."""
+    case = Convolution("errors", (1, 4, 5, 5), 6, (3, 3), density=0.5)
+    index = _conv_index(case, torch.device("cpu"))
+    x, values = torch.zeros(case.input_shape), torch.zeros(index[1].shape)
+
+    def with_(first: Any = x, second: Any = values, *rest: Any, **changes: Any) -> Sample:
+        args = (first, second, *(rest or (None, None)), *index)
+        return Sample(args, "", {"kernel_size": (3, 3), **changes})
+
+    yield with_(None), TypeError, "Expected x to be a tensor"
+    yield with_(x[0]), ValueError, "Expected x to have 4 dimensions"
+    yield with_(x[:, :3]), ValueError, "Expected x to have 4 channels"
+    yield with_(x[..., :2]), ValueError, "Expected x to be as large as the kernel, (3, 3)"
+    yield with_(x.long()), TypeError, "Expected x to have dtype"
+    yield with_(x.double()), TypeError, "Expected x and values to be float64"
+    yield with_(x, values.half()), TypeError, "Expected values to have dtype"
+    yield with_(x, values[:2]), ValueError, "Expected values to have shape"
+    yield with_(x, values, torch.zeros(5), None), ValueError, "Expected bias to have shape"
+    yield with_(x, values, None, torch.zeros(3)), ValueError, "Expected probe to have shape"
+    yield with_(groups=4), ValueError, "Expected groups to divide 6 output channels"
+    yield with_(groups=2), ValueError, "Expected x to have 8 channels"
+    for name, pair, least in (
+        ("stride", (0, 1), 1),
+        ("padding", (0, -1), 0),
+        ("dilation", (1,), 1),
+    ):
+        yield (
+            with_(**{name: pair}),
+            ValueError,
+            f"Expected {name} to be two numbers of at least {least}",
+        )
+
+
+def backward_errors() -> Iterator[tuple[Any, type[Exception], str]]:
+    """Wrong arguments of ``csr_conv2d_backward``."""
+    case = Convolution("errors", (1, 4, 5, 5), 6, (3, 3), density=0.5)
+    index = _conv_index(case, torch.device("cpu"))
+    x, values, geometry = torch.zeros(case.input_shape), torch.zeros(index[1].shape), case.geometry
+    grad, mask = torch.zeros(1, 6, 3, 3), [True, True, True]
+    wrong = Sample((grad[..., :2], x, values, *index, mask), "", geometry)
+    yield wrong, ValueError, "Expected grad to have shape"
+    wrong = Sample((grad.double(), x, values, *index, mask), "", geometry)
+    yield wrong, TypeError, "Expected grad to have dtype"
+    wrong = Sample((grad, x, values, *index, [True]), "", geometry)
+    yield wrong, ValueError, "Expected output_mask to have 3 entries"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
-from sparsekern.ops._define import Cost, Sample, Variant, define_op
+from sparsekern.ops._define import Cost, Variant, define_op
+from sparsekern.ops.csr import _convolutions as samples
 from sparsekern.ops.csr._checks import ACTIVATION_DTYPES, VALUE_DTYPES, check_index
-from sparsekern.ops.csr._convolutions import CONVOLUTIONS, Convolution
+from sparsekern.ops.csr._convolutions import INDEX_NAMES, output_size
 from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
-from sparsekern.ops.csr.index import CsrIndex, index_from_mask
+from sparsekern.ops.csr.index import CsrIndex
 
 _INDEX = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor perm"
 _GEOMETRY = (
     "SymInt[2] kernel_size, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, "
     "SymInt groups=1, str variant='auto'"
 )
-_INDEX_NAMES = ("crow", "col", "crow_t", "col_t", "perm")
 _Pair = Sequence[int]
 
 
@@ -76,16 +76,6 @@ def _dense(
     return F.conv2d(x, weight.to(x.dtype), offset, stride, padding, dilation, groups)
 
 
-def output_size(
-    size: Sequence[int], kernel_size: _Pair, stride: _Pair, padding: _Pair, dilation: _Pair
-) -> list[int]:
-    """Height and width of the output, by torch's formula."""
-    return [
-        (size[i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    ]
-
-
 def _check(
     x: Tensor,
     values: Tensor,
@@ -130,7 +120,7 @@ def _check(
         check_device(bias, "bias", device, "values")
     if probe is not None:
         check_shape(probe, "probe", (rows, channels * kernel_size[0] * kernel_size[1]))
-    for name, tensor in zip(_INDEX_NAMES, index, strict=True):
+    for name, tensor in zip(INDEX_NAMES, index, strict=True):
         check_index(name, tensor, None, device, "values")
     if col_t.shape != col.shape or perm.shape != col.shape:
         raise ValueError(
@@ -272,98 +262,6 @@ def _select(x: Tensor, *rest: Any, **_: Any) -> str:
     return "patch" if native.loaded and x.device.type == "cpu" else "reference"
 
 
-def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    value_dtype = dtype if dtype in VALUE_DTYPES else torch.float32
-    generator = torch.Generator().manual_seed(0)
-    for case in CONVOLUTIONS:
-        index = _conv_index(case, device)
-        x = torch.randn(case.input_shape, generator=generator).to(device, dtype)
-        values = torch.randn(index[1].shape, generator=generator).to(device, value_dtype)
-        bias = torch.randn(case.out_channels, generator=generator).to(device, value_dtype)
-        args: tuple[Any, ...] = (x, values, bias if case.bias else None, None, *index)
-        yield Sample(args, case.name, case.geometry, small=case.small)
-        if case.small:
-            columns = case.channels // case.groups * math.prod(case.kernel_size)
-            zero = torch.zeros((), device=device, dtype=value_dtype)
-            probe = zero.expand(case.out_channels, columns)
-            args = (x, values, args[2], probe, *index)
-            yield Sample(args, f"{case.name}_probe", case.geometry, small=True, promise=True)
-        if case.name == "typical":
-            turned = x.transpose(2, 3).contiguous().transpose(2, 3)
-            yield Sample((turned, *args[1:]), "strided", case.geometry)
-            last = x.to(memory_format=torch.channels_last)
-            yield Sample((last, *args[1:]), "channels_last", case.geometry)
-            yield Sample((x[::2], *args[1:]), "every_second_image", case.geometry)
-
-
-def _conv_index(case: Convolution, device: torch.device) -> tuple[Tensor, ...]:
-    index = index_from_mask(case.mask().to(device))
-    return tuple(getattr(index, name) for name in _INDEX_NAMES)
-
-
-def _backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for sample in _samples(device, dtype):
-        x, values, bias, _, *index = sample.args
-        shape = _fake(x.to("meta"), values, None, None, index[0], **sample.kwargs).shape
-        grad = torch.linspace(-1, 1.5, math.prod(shape), device=device).mul(7).sin()
-        grad = grad.view(shape).to(dtype)
-        mask = [True, True, bias is not None]
-        args = (grad, x, values, *index, mask)
-        yield Sample(args, sample.id, sample.kwargs, small=sample.small)
-        if sample.id == "typical":
-            for i in range(3):
-                only = [i == j for j in range(3)]
-                yield Sample((*args[:-1], only), f"only_{i}", sample.kwargs)
-            expanded = grad[:1].expand(grad.shape)
-            yield Sample((expanded, *args[1:]), "expanded_grad", sample.kwargs)
-
-
-def _errors() -> Iterator[tuple[Any, type[Exception], str]]:
-    case = Convolution("errors", (1, 4, 5, 5), 6, (3, 3), density=0.5)
-    index = _conv_index(case, torch.device("cpu"))
-    x, values = torch.zeros(case.input_shape), torch.zeros(index[1].shape)
-
-    def with_(first: Any = x, second: Any = values, *rest: Any, **changes: Any) -> Sample:
-        args = (first, second, *(rest or (None, None)), *index)
-        return Sample(args, "", {"kernel_size": (3, 3), **changes})
-
-    yield with_(None), TypeError, "Expected x to be a tensor"
-    yield with_(x[0]), ValueError, "Expected x to have 4 dimensions"
-    yield with_(x[:, :3]), ValueError, "Expected x to have 4 channels"
-    yield with_(x[..., :2]), ValueError, "Expected x to be as large as the kernel, (3, 3)"
-    yield with_(x.long()), TypeError, "Expected x to have dtype"
-    yield with_(x.double()), TypeError, "Expected x and values to be float64"
-    yield with_(x, values.half()), TypeError, "Expected values to have dtype"
-    yield with_(x, values[:2]), ValueError, "Expected values to have shape"
-    yield with_(x, values, torch.zeros(5), None), ValueError, "Expected bias to have shape"
-    yield with_(x, values, None, torch.zeros(3)), ValueError, "Expected probe to have shape"
-    yield with_(groups=4), ValueError, "Expected groups to divide 6 output channels"
-    yield with_(groups=2), ValueError, "Expected x to have 8 channels"
-    for name, pair, least in (
-        ("stride", (0, 1), 1),
-        ("padding", (0, -1), 0),
-        ("dilation", (1,), 1),
-    ):
-        yield (
-            with_(**{name: pair}),
-            ValueError,
-            f"Expected {name} to be two numbers of at least {least}",
-        )
-
-
-def _backward_errors() -> Iterator[tuple[Any, type[Exception], str]]:
-    case = Convolution("errors", (1, 4, 5, 5), 6, (3, 3), density=0.5)
-    index = _conv_index(case, torch.device("cpu"))
-    x, values, geometry = torch.zeros(case.input_shape), torch.zeros(index[1].shape), case.geometry
-    grad, mask = torch.zeros(1, 6, 3, 3), [True, True, True]
-    wrong = Sample((grad[..., :2], x, values, *index, mask), "", geometry)
-    yield wrong, ValueError, "Expected grad to have shape"
-    wrong = Sample((grad.double(), x, values, *index, mask), "", geometry)
-    yield wrong, TypeError, "Expected grad to have dtype"
-    wrong = Sample((grad, x, values, *index, [True]), "", geometry)
-    yield wrong, ValueError, "Expected output_mask to have 3 entries"
-
-
 def _cost(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Cost:
     pixels = _fake(x.to("meta"), values, *rest, **geometry)
     size = x.element_size()
@@ -389,8 +287,8 @@ conv2d_backward_op = define_op(
     backward="second derivatives are not computed; use sparsekern.densify(model) for them.",
     variants=(Variant("patch", _supports_patch),),
     select=_select,
-    samples=_backward_samples,
-    errors=_backward_errors,
+    samples=samples.backward_samples,
+    errors=samples.backward_errors,
     cost=_backward_cost,
 )
 
@@ -407,8 +305,8 @@ conv2d_op = define_op(
         Variant("dense", lambda *_, **__: None, _dense),
     ),
     select=_select,
-    samples=_samples,
-    errors=_errors,
+    samples=samples.samples,
+    errors=samples.errors,
     cost=_cost,
 )
 
@@ -469,7 +367,7 @@ def conv2d(
         values,
         bias,
         probe,
-        *(getattr(index, name) for name in _INDEX_NAMES),
+        *(getattr(index, name) for name in INDEX_NAMES),
         kernel_size=tuple(kernel_size),
         stride=tuple(stride),
         padding=tuple(padding),
