@@ -49,7 +49,9 @@ void input_gradient(const ConvShape& s, const SparseKernel<T>& kernel, const T* 
                           w.count, {1, 1},         h.shifts,     w.shifts,    s.groups};
       const PixelTarget<T> target{
           dx + h.first * s.width + w.first, s.height * s.width, {s.stride.h * s.width, s.stride.w}};
-      convolve(view, kernel, grad, static_cast<const T*>(nullptr), target);
+      const bool whole = s.stride.h == 1 && s.stride.w == 1;  // all pixels are in one class
+      convolve(whole ? view.flattened() : view, kernel, grad, static_cast<const T*>(nullptr),
+               target);
     }
   }
 }

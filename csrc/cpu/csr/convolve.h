@@ -111,7 +111,7 @@ struct ConvShape {
     view.step = stride;
     for (int64_t k = 0; k < kernel.h; ++k) view.dh.push_back(k * dilation.h - padding.h);
     for (int64_t k = 0; k < kernel.w; ++k) view.dw.push_back(k * dilation.w - padding.w);
-    return view;
+    return view.flattened();
   }
 
  private:

@@ -26,11 +26,21 @@ struct ConvView {
   int64_t groups;
 
   int64_t taps() const { return int64_t(dh.size() * dw.size()); }
+
+  // Where pixels have no neighbours, an image is one long row.
+  ConvView flattened() const {
+    const bool pointwise = taps() == 1 && dh[0] == 0 && dw[0] == 0 && step.h == 1 && step.w == 1;
+    if (!pointwise || height != out_height || width != out_width) return *this;
+    ConvView view(*this);
+    view.width = view.out_width = height * width;
+    view.height = view.out_height = 1;
+    return view;
+  }
 };
 
-// Patches of ph x pw pixels of `images` images: at most 64 lanes. Every kernel column has a copy of
-// the patch shifted by it, so that the lanes of a tap (ky, kx) are contiguous: kernel rows share the
-// rows of a copy. Small images are taken together; then each kernel row has its own rows.
+// Patches of ph x pw pixels, of one image or of several side by side: at most 128 lanes, `pitch` a
+// row, so that every vector is aligned. Every kernel column has a copy of the patch shifted by it,
+// and kernel rows share the rows of a copy: the lanes of a tap (ky, kx) are contiguous.
 class Patches {
  public:
   Patches(const ConvView& view, int64_t nnz) : view_(view) {
@@ -40,16 +50,15 @@ class Patches {
     plan_rows();
   }
 
-  // Tiles of a batch: a patch of one image, or a few whole images.
-  int64_t tiles() const {
-    return together_ > 1 ? ceil_div(view_.batch, together_) : view_.batch * patches_h_ * patches_w_;
-  }
+  // Tiles of a batch: patches of consecutive groups of images.
+  int64_t tiles() const { return ceil_div(view_.batch, across_) * tiles_together(); }
+  // Tiles of one group; runs of consecutive tiles should be multiples of it.
+  int64_t tiles_together() const { return patches_h_ * patches_w_; }
   int width() const { return width_; }  // lanes a kernel works on, padding included
-  int64_t lanes() const { return together_ * ph_ * pw_; }
   int64_t channel_size() const { return channel_size_; }
   // Elements of a packed tile; reading a full tile behind the last tap stays inside.
-  int64_t panel_size() const { return view_.channels * channel_size_ + kTileWidth; }
-  int64_t output_size(int64_t rows) const { return rows * width_ + kTileWidth; }
+  int64_t panel_size() const { return view_.channels * channel_size_ + kPatchWidth; }
+  int64_t output_size(int64_t rows) const { return rows * width_ + kPatchWidth; }
 
   // First element of a tap in its channel, or -1 where the tap has no part in this view.
   std::vector<int32_t> tap_offsets() const {
@@ -73,34 +82,24 @@ class Patches {
     // SAFETY: kernels read whole tiles; what lies between and behind the pixels must be finite.
     if (gaps_) std::fill_n(target, count * channel_size_, T(0));
     if (first + count == view_.channels)
-      std::fill_n(target + count * channel_size_, kTileWidth, T(0));
+      std::fill_n(target + count * channel_size_, kPatchWidth, T(0));
     std::vector<PackRow> rows(rows_.size());
-    for (int64_t image = 0; image < together_; ++image) {
+    for (int64_t image = 0; image < across_; ++image) {
       const Place at = place(tile, image);
       const bool exists = at.image < view_.batch;  // behind the last image there are zeros
       for (size_t r = 0; r < rows.size(); ++r) {
         const int64_t row = at.i * view_.step.h + rows_[r].row;
         const bool inside = exists && row >= 0 && row < view_.height;
-        rows[r] = {rows_[r].target + image * ph_ * pw_, inside ? row * view_.width : -1};
+        rows[r] = {rows_[r].target + image * pw_, inside ? row * view_.width : -1};
       }
-      const PatchSource source{view_.height,
-                               view_.width,
-                               at.j * view_.step.w,
-                               view_.step.w,
-                               rows.data(),
-                               int64_t(rows.size()),
-                               shifts_.data(),
-                               int64_t(shifts_.size()),
-                               pw_,
-                               copy_size_,
-                               channel_size_};
+      const PatchSource source{
+          view_.height, view_.width,          at.j * view_.step.w, view_.step.w,
+          rows.data(),  int64_t(rows.size()), shifts_.data(),      int64_t(shifts_.size()),
+          pw_,          copy_size_,           channel_size_};
       const int64_t plane = (exists ? at.image : 0) * view_.channels + first;
       kernels.pack_patch(in + plane * view_.height * view_.width, source, count, target);
     }
   }
-
-  // Tiles that read the same images; runs of consecutive tiles should be multiples of it.
-  int64_t tiles_together() const { return together_ > 1 ? 1 : patches_h_ * patches_w_; }
 
   // Reads what this tile and those after it need once from end to end, where the tile begins a new
   // band of rows (or `anew`, at the start of a run).
@@ -110,23 +109,19 @@ class Patches {
   template <typename T>
   void bring_in(const T* in, int64_t tile, bool anew) const {
     const int64_t plane = view_.height * view_.width;
-    if (together_ > 1) {
-      const int64_t first = tile * together_ * view_.channels * plane;
-      const int64_t last = std::min(first + together_ * view_.channels * plane,
-                                    view_.batch * view_.channels * plane);
-      return sweep(in + first, in + last);
-    }
-    const int64_t patch = tile % (patches_h_ * patches_w_);
+    const int64_t patch = tile % tiles_together();
     const int64_t patch_row = patch / patches_w_, band = band_rows<T>();
     if (!anew && (patch % patches_w_ != 0 || patch_row % band != 0)) return;
-    const T* image = in + tile / (patches_h_ * patches_w_) * view_.channels * plane;
-    if (band >= patches_h_) return sweep(image, image + view_.channels * plane);
+    const int64_t first = tile / tiles_together() * across_;
+    const int64_t last = std::min(first + across_, view_.batch);
+    const int64_t planes = view_.channels * plane;
+    if (band >= patches_h_) return sweep(in + first * planes, in + last * planes);
     const int64_t first_row = patch_row / band * band * ph_ * view_.step.h;
     const int64_t last_row = first_row + band * ph_ * view_.step.h + ph_;
     const int64_t begin = std::min(view_.height, first_row) * view_.width;
     const int64_t end = std::min(view_.height, last_row) * view_.width;
-    for (int64_t c = 0; c < view_.channels; ++c)
-      sweep(image + c * plane + begin, image + c * plane + end);
+    for (int64_t c = first * view_.channels; c < last * view_.channels; ++c)
+      sweep(in + c * plane + begin, in + c * plane + end);
   }
 
   // Writes rows [first, first + count) of a finished tile; `out` begins at pixel (0, 0) of the view,
@@ -134,18 +129,18 @@ class Patches {
   template <typename T>
   void unpack(const PanelKernels<T>& kernels, const T* outputs, const T* bias, int64_t tile,
               int64_t first, int64_t count, T* out, int64_t channel_stride, Size2 stride) const {
-    for (int64_t image = 0; image < together_; ++image) {
+    for (int64_t image = 0; image < across_; ++image) {
       const Place at = place(tile, image);
       if (at.image >= view_.batch) break;
       const PatchTarget target{std::min(ph_, view_.out_height - at.i),
                                std::min(pw_, view_.out_width - at.j),
-                               pw_,
+                               pitch_,
                                stride.h,
                                stride.w,
                                channel_stride};
       T* begin = out + (at.image * view_.out_channels + first) * channel_stride + at.i * stride.h +
                  at.j * stride.w;
-      kernels.unpack_patch(outputs + image * ph_ * pw_, bias, count, width_, target, begin);
+      kernels.unpack_patch(outputs + image * pw_, bias, count, width_, target, begin);
     }
   }
 
@@ -161,10 +156,10 @@ class Patches {
     view.dw = {0};
     other.shifts_ = {0};
     other.rows_.clear();
-    for (int64_t i = 0; i < ph_; ++i) other.rows_.push_back({i * pw_, i});
+    for (int64_t i = 0; i < ph_; ++i) other.rows_.push_back({i * pitch_, i});
     other.row_begin_ = {0};
     other.copy_size_ = other.channel_size_ = width_;
-    other.gaps_ = lanes() < width_;
+    other.gaps_ = across_ * pw_ < pitch_ || ph_ * pitch_ < width_;
     return other;
   }
 
@@ -198,10 +193,9 @@ class Patches {
   }
 
   Place place(int64_t tile, int64_t image) const {
-    if (together_ > 1) return {tile * together_ + image, 0, 0};
-    const int64_t per_image = patches_h_ * patches_w_;
-    const int64_t patch = tile % per_image;
-    return {tile / per_image, patch / patches_w_ * ph_, patch % patches_w_ * pw_};
+    const int64_t patch = tile % tiles_together();
+    return {tile / tiles_together() * across_ + image, patch / patches_w_ * ph_,
+            patch % patches_w_ * pw_};
   }
 
   // Rows of `in` that a patch of `ph` rows needs in each copy: shared by the kernel's rows, or each
@@ -232,63 +226,53 @@ class Patches {
     return span;
   }
 
-  // PERF: the shape with the least work a batch: vectors multiplied, packed and written back.
+  // PERF: the shape with the least work for the whole batch, in half cycles: an entry takes 5 for 128
+  // lanes and 3 for 64 (Zen 5), a row of at most 16 pixels 3 to pack or to write back.
   void choose_shape(int64_t nnz) {
     const int64_t height = view_.out_height, width = view_.out_width;
-    int64_t best = -1;
-    const auto consider = [&](int64_t ph, int64_t pw, int64_t together) {
-      const int64_t lanes = ph * pw * together;
-      const int64_t tile_width = lanes > 32 ? kTileWidth : lanes > 16 ? 32 : 16;
-      const int64_t count = together > 1 ? ceil_div(view_.batch, together)
-                                         : view_.batch * ceil_div(height, ph) * ceil_div(width, pw);
-      const int64_t row_vectors = ceil_div(pw, 16) * together;
-      const int64_t rows = together > 1 ? own_rows(ph) : std::min(own_rows(ph), shared_rows(ph));
-      const int64_t packed = view_.channels * int64_t(shifts_.size()) * rows * row_vectors;
-      const int64_t written = view_.out_channels * ph * row_vectors;
-      const int64_t work = count * (2 * nnz * (2 + tile_width / 16) + 3 * packed + 3 * written);
-      if (best >= 0 && work >= best) return;
-      best = work;
-      ph_ = ph;
-      pw_ = pw;
-      together_ = together;
-      width_ = int(tile_width);
-    };
-    for (int64_t parts = 1; parts <= std::max<int64_t>(1, width); ++parts) {
-      const int64_t pw = std::max<int64_t>(1, ceil_div(width, parts));
-      if (pw > kTileWidth) continue;
-      for (const int64_t wide : {pw, round_up(pw, 8), round_up(pw, 16)}) {
-        if (wide > kTileWidth) continue;
-        const int64_t most = std::max<int64_t>(1, std::min(height, kTileWidth / wide));
-        consider(std::max<int64_t>(1, ceil_div(height, ceil_div(height, most))), wide, 1);
+    int64_t least = -1;
+    for (int64_t pitch = 16; pitch <= kPatchWidth; pitch *= 2) {
+      const int64_t parts = ceil_div(width, pitch), pw = ceil_div(width, parts);
+      const int64_t across = parts > 1 ? 1 : std::min(view_.batch, pitch / pw);
+      for (int64_t ph = 1; ph <= std::min(height, kPatchWidth / pitch); ++ph) {
+        const int64_t lanes = ph * pitch;
+        const int64_t tile = lanes > 64 ? 128 : lanes > 32 ? 64 : lanes > 16 ? 32 : 16;
+        const int64_t entry = tile == 128 ? 10 : tile == 64 ? 6 : tile == 32 ? 5 : 4;
+        const int64_t vectors = ceil_div(pw, 16) * across;
+        const int64_t packed = view_.channels * int64_t(shifts_.size()) *
+                               std::min(own_rows(ph), shared_rows(ph)) * vectors;
+        const int64_t written = view_.out_channels * ph * vectors;
+        const int64_t tiles = ceil_div(view_.batch, across) * ceil_div(height, ph) * parts;
+        const int64_t work = tiles * (entry * nnz + 6 * (packed + written));
+        if (least >= 0 && work >= least) continue;
+        least = work;
+        ph_ = ph;
+        pw_ = pw;
+        pitch_ = pitch;
+        across_ = across;
+        width_ = int(tile);
       }
-      if (pw <= 8) break;
     }
-    const int64_t pixels = height * width;
-    if (pixels > 0 && pixels <= kTileWidth / 2 && view_.batch > 1)
-      consider(height, width, std::min(view_.batch, kTileWidth / pixels));
     patches_h_ = ceil_div(height, ph_);
     patches_w_ = ceil_div(width, pw_);
   }
 
   void plan_rows() {
     row_begin_.assign(view_.dh.size(), 0);
-    const bool own = together_ > 1 || own_rows(ph_) < shared_rows(ph_);
-    const int64_t end = own ? plan_own_rows() : plan_shared_rows();
-    const int64_t used = end * int64_t(shifts_.size());
+    const int64_t end = own_rows(ph_) < shared_rows(ph_) ? plan_own_rows() : plan_shared_rows();
     copy_size_ = end;
-    channel_size_ = round_up(std::max<int64_t>(1, used), 16);
-    gaps_ = used < channel_size_ || (together_ > 1 && lanes() < width_);
+    channel_size_ = std::max<int64_t>(16, end * int64_t(shifts_.size()));
+    gaps_ = across_ * pw_ < pitch_ || end == 0 || shifts_.empty();
   }
 
   int64_t plan_own_rows() {
-    const int64_t size = together_ > 1 ? width_ : ph_ * pw_;
     int64_t end = 0;
     for (size_t ky = 0; ky < view_.dh.size(); ++ky) {
       if (view_.dh[ky] == kAbsent) continue;
       row_begin_[ky] = end;
       for (int64_t i = 0; i < ph_; ++i)
-        rows_.push_back({end + i * pw_, view_.dh[ky] + i * view_.step.h});
-      end += size;
+        rows_.push_back({end + i * pitch_, view_.dh[ky] + i * view_.step.h});
+      end += ph_ * pitch_;
     }
     return end;
   }
@@ -302,21 +286,23 @@ class Patches {
       for (size_t ky = 0; ky < view_.dh.size(); ++ky) {
         const int64_t d = view_.dh[ky];
         if (d != kAbsent && residue(d) == r)
-          row_begin_[ky] = end + (d - span.first) / view_.step.h * pw_;
+          row_begin_[ky] = end + (d - span.first) / view_.step.h * pitch_;
       }
       const int64_t count = (span.last - span.first) / view_.step.h + ph_;
       for (int64_t i = 0; i < count; ++i)
-        rows_.push_back({end + i * pw_, span.first + i * view_.step.h});
-      end += count * pw_;
+        rows_.push_back({end + i * pitch_, span.first + i * view_.step.h});
+      end += count * pitch_;
     }
     return end;
   }
 
   ConvView view_;
-  std::vector<int32_t> shifts_;     // column offset of each copy
-  std::vector<PlannedRow> rows_;       // of one copy
-  std::vector<int64_t> row_begin_;  // where a kernel row begins within a copy
-  int64_t ph_ = 1, pw_ = 1, together_ = 1, patches_h_ = 0, patches_w_ = 0;
+  std::vector<int32_t> shifts_;      // column offset of each copy
+  std::vector<PlannedRow> rows_;     // of one copy
+  std::vector<int64_t> row_begin_;   // where a kernel row begins within a copy
+  int64_t ph_ = 1, pw_ = 1;          // pixels of a patch
+  int64_t pitch_ = 16, across_ = 1;  // lanes of a row, images side by side in it
+  int64_t patches_h_ = 0, patches_w_ = 0;
   int width_ = 16;
   int64_t copy_size_ = 0, channel_size_ = 0;
   bool gaps_ = false;  // elements that no pixel fills

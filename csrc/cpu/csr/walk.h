@@ -65,11 +65,11 @@ class Walk {
   }
 
  private:
-  // PERF: as for linear layers (panel_starts.h): about 20 entries a row and panel, between 32 KB
-  // of packed activations, which stay in L1, and 256 KB.
+  // PERF: 32 KB of packed activations, which stay in L1, and more only where a row would have fewer
+  // than six entries in them.
   void choose_panels(const Patches& patches) {
     const int64_t cols = kernel_.group_channels * taps_;
-    const int64_t wanted = nnz_ > 0 ? ceil_div(20 * rows_ * cols / nnz_, taps_) : cols;
+    const int64_t wanted = nnz_ > 0 ? ceil_div(6 * rows_ * cols / nnz_, taps_) : cols;
     const int64_t least = std::max<int64_t>(1, 8192 / patches.channel_size());
     const int64_t most = std::max<int64_t>(1, 65536 / patches.channel_size());
     const int64_t channels = std::min(std::max(wanted, least), most);

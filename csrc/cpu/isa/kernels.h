@@ -10,7 +10,8 @@
 
 namespace sparsekern {
 
-constexpr int kTileWidth = 64;    // widest tile; tails of a batch use 32 or 16
+constexpr int kTileWidth = 64;    // widest tile of a batch; its tail uses 32 or 16
+constexpr int kPatchWidth = 128;  // widest tile of pixels
 constexpr int kPrefetchRows = 4;  // how many rows ahead entries are requested
 
 struct CellRows {
@@ -44,7 +45,7 @@ struct PatchSource {
   int64_t copy_size, channel_size;
 };
 
-// Where a tile [channel][64] of pixels goes: pixel (i, j) of the patch, at lane i * pixels + j, to
+// Where a tile [channel][width] of pixels goes: pixel (i, j) of the patch, at lane i * pixels + j, to
 // plane[channel][i * row_stride + j * col_step].
 struct PatchTarget {
   int64_t rows, cols;  // of the patch, inside of the plane

@@ -35,8 +35,7 @@ struct Patch {
       // PERF: most vectors have no lane outside; masked loads and stores cost twice as much.
       for (int64_t r = 0; r < row_count; ++r) {
         const int64_t source = rows[r].source;
-        V::store(target + rows[r].target,
-                 source >= 0 ? V::load(plane + source + col) : V::zero());
+        V::store(target + rows[r].target, source >= 0 ? V::load(plane + source + col) : V::zero());
       }
       return;
     }

@@ -27,12 +27,12 @@ static SPARSEKERN_INLINE void sddmm_four(const typename V::Reg* y, const int32_t
   }
 }
 
-template <typename V, int kWidth, int kUnit>
+template <typename V, int kWidth, int kTile, int kUnit>
 static void sddmm_rows(const CellRows& cell, const int32_t* col, const typename V::Element* x_panel,
                        const typename V::Element* y_panel, bool accumulate,
                        typename V::Element* gradient) {
   constexpr int NV = kWidth / V::kWidth;
-  for (int64_t r = 0; r < cell.rows; ++r, y_panel += kWidth) {
+  for (int64_t r = 0; r < cell.rows; ++r, y_panel += kTile) {
     // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (panel_starts.h).
     prefetch_row(gradient, col, cell.starts[r + kPrefetchRows], cell.lines);
     typename V::Reg y[NV];
@@ -61,17 +61,26 @@ struct Sddmm {
 
   static void sddmm(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                     int width, bool accumulate, T* gradient) {
-    const auto body = width == 64   ? sddmm_rows<V, 64, 64>
-                      : width == 32 ? sddmm_rows<V, 32, 32>
-                                    : sddmm_rows<V, 16, 16>;
+    const auto body = width == 64   ? sddmm_rows<V, 64, 64, 64>
+                      : width == 32 ? sddmm_rows<V, 32, 32, 32>
+                                    : sddmm_rows<V, 16, 16, 16>;
     body(cell, col, x_panel, y_panel, accumulate, gradient);
   }
 
   static void sddmm_offsets(const CellRows& cell, const int32_t* offsets, const T* x_panel,
                             const T* y_panel, int width, bool accumulate, T* gradient) {
-    const auto body = width == 64   ? sddmm_rows<V, 64, 1>
-                      : width == 32 ? sddmm_rows<V, 32, 1>
-                                    : sddmm_rows<V, 16, 1>;
+    if (width == 128) {
+      if constexpr (V::kWidth >= 16) {
+        sddmm_rows<V, 128, 128, 1>(cell, offsets, x_panel, y_panel, accumulate, gradient);
+      } else {  // as many vectors of y as registers hold
+        sddmm_rows<V, 64, 128, 1>(cell, offsets, x_panel, y_panel, accumulate, gradient);
+        sddmm_rows<V, 64, 128, 1>(cell, offsets, x_panel + 64, y_panel + 64, true, gradient);
+      }
+      return;
+    }
+    const auto body = width == 64   ? sddmm_rows<V, 64, 64, 1>
+                      : width == 32 ? sddmm_rows<V, 32, 32, 1>
+                                    : sddmm_rows<V, 16, 16, 1>;
     body(cell, offsets, x_panel, y_panel, accumulate, gradient);
   }
 };

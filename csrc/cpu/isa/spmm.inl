@@ -23,12 +23,13 @@ static SPARSEKERN_INLINE void add_entry(typename V::Element value, const typenam
   for (int v = 0; v < NV; ++v) sum[v] = V::mul_add(weight, V::load(x + v * V::kWidth), sum[v]);
 }
 
-template <typename V, int kWidth, int kUnit, bool kFirst, bool kIndirect>
+// `kTile` is the distance of rows in the tile, `kUnit` what a column index counts.
+template <typename V, int kWidth, int kTile, int kUnit, bool kFirst, bool kIndirect>
 static void spmm_rows(const CellRows& cell, const typename V::Element* values, const int32_t* col,
                       const int32_t* perm, const typename V::Element* panel,
                       typename V::Element* tile) {
   constexpr int NV = kWidth / V::kWidth;
-  for (int64_t r = 0; r < cell.rows; ++r, tile += kWidth) {
+  for (int64_t r = 0; r < cell.rows; ++r, tile += kTile) {
     // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (panel_starts.h).
     if constexpr (kIndirect) {
       prefetch_row(perm, col, cell.starts[r + kPrefetchRows], cell.lines);
@@ -70,12 +71,12 @@ struct Spmm {
   static void run(const CellRows& cell, const T* values, const int32_t* col, const int32_t* perm,
                   const T* panel, bool first, T* tile) {
     if (perm == nullptr) {
-      const auto body = first ? spmm_rows<V, kWidth, kWidth, true, false>
-                              : spmm_rows<V, kWidth, kWidth, false, false>;
+      const auto body = first ? spmm_rows<V, kWidth, kWidth, kWidth, true, false>
+                              : spmm_rows<V, kWidth, kWidth, kWidth, false, false>;
       body(cell, values, col, perm, panel, tile);
     } else {
-      const auto body = first ? spmm_rows<V, kWidth, kWidth, true, true>
-                              : spmm_rows<V, kWidth, kWidth, false, true>;
+      const auto body = first ? spmm_rows<V, kWidth, kWidth, kWidth, true, true>
+                              : spmm_rows<V, kWidth, kWidth, kWidth, false, true>;
       body(cell, values, col, perm, panel, tile);
     }
   }
@@ -91,22 +92,29 @@ struct Spmm {
     }
   }
 
-  template <int kWidth>
+  template <int kWidth, int kTile>
   static void run_offsets(const CellRows& cell, const T* values, const int32_t* offsets,
                           const T* panel, bool first, T* tile) {
-    const auto body =
-        first ? spmm_rows<V, kWidth, 1, true, false> : spmm_rows<V, kWidth, 1, false, false>;
+    const auto body = first ? spmm_rows<V, kWidth, kTile, 1, true, false>
+                            : spmm_rows<V, kWidth, kTile, 1, false, false>;
     body(cell, values, offsets, nullptr, panel, tile);
   }
 
   static void spmm_offsets(const CellRows& cell, const T* values, const int32_t* offsets,
                            const T* panel, int width, bool first, T* tile) {
-    if (width == 64) {
-      run_offsets<64>(cell, values, offsets, panel, first, tile);
+    if (width == 128) {
+      if constexpr (V::kWidth >= 16) {
+        run_offsets<128, 128>(cell, values, offsets, panel, first, tile);
+      } else {  // as many sums as registers hold
+        run_offsets<64, 128>(cell, values, offsets, panel, first, tile);
+        run_offsets<64, 128>(cell, values, offsets, panel + 64, first, tile + 64);
+      }
+    } else if (width == 64) {
+      run_offsets<64, 64>(cell, values, offsets, panel, first, tile);
     } else if (width == 32) {
-      run_offsets<32>(cell, values, offsets, panel, first, tile);
+      run_offsets<32, 32>(cell, values, offsets, panel, first, tile);
     } else {
-      run_offsets<16>(cell, values, offsets, panel, first, tile);
+      run_offsets<16, 16>(cell, values, offsets, panel, first, tile);
     }
   }
 };

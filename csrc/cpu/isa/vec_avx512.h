@@ -55,8 +55,8 @@ struct Vec {
     return _mm512_permutex2var_ps(load(p, low), even, load(p + 16, high));
   }
   static SPARSEKERN_INLINE void store_first(float* p, Reg r, int count) {
-    // PERF: a masked store of all lanes is several times as slow as a plain one on Zen 5.
     if (count == kWidth) return _mm512_storeu_ps(p, r);
+    if (count == 8) return _mm256_storeu_ps(p, _mm512_castps512_ps256(r));
     _mm512_mask_storeu_ps(p, Lanes((1u << count) - 1), r);
   }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
