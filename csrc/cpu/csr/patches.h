@@ -228,6 +228,7 @@ class Patches {
 
   // PERF: the shape with the least work for the whole batch, in half cycles: an entry takes 5 for 128
   // lanes and 3 for 64 (Zen 5), a row of at most 16 pixels 3 to pack or to write back.
+  static constexpr int64_t kWidestTile = int64_t(160) << 10;  // elements, 640 KB
   void choose_shape(int64_t nnz) {
     const int64_t height = view_.out_height, width = view_.out_width;
     int64_t least = -1;
@@ -239,11 +240,14 @@ class Patches {
         const int64_t tile = lanes > 64 ? 128 : lanes > 32 ? 64 : lanes > 16 ? 32 : 16;
         const int64_t entry = tile == 128 ? 10 : tile == 64 ? 6 : tile == 32 ? 5 : 4;
         const int64_t vectors = ceil_div(pw, 16) * across;
-        const int64_t packed = view_.channels * int64_t(shifts_.size()) *
-                               std::min(own_rows(ph), shared_rows(ph)) * vectors;
+        const int64_t rows = std::min(own_rows(ph), shared_rows(ph));
+        const int64_t copied = view_.channels * int64_t(shifts_.size()) * rows;
+        const int64_t packed = copied * vectors;
         const int64_t written = view_.out_channels * ph * vectors;
         const int64_t tiles = ceil_div(view_.batch, across) * ceil_div(height, ph) * parts;
-        const int64_t work = tiles * (entry * nnz + 6 * (packed + written));
+        // A packed tile that leaves no room in the second cache is slower to walk.
+        const int64_t walked = entry * nnz * (copied * pitch > kWidestTile ? 3 : 2) / 2;
+        const int64_t work = tiles * (walked + 6 * (packed + written));
         if (least >= 0 && work >= least) continue;
         least = work;
         ph_ = ph;
