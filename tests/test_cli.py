@@ -99,7 +99,7 @@ def test_interrupt_then_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (("train", "digits-rigel"), "Expected recipe to be one of digits-gmp, digits-rigl, "),
+        (("train", "digits-rigel"), "Expected recipe to be one of cifar10-cnn-rigl, "),
         (("train", "digits-rigl", "--set", "a"), "Expected --set to be key=value with dotted keys"),
         (("train", "digits-rigl", "--seeds", "0"), "Expected seeds to be above 0. Got 0."),
         (("train", "digits-rigl", "--epochs", "0"), "Expected epochs to be above 0. Got 0."),

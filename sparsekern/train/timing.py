@@ -163,7 +163,7 @@ def stages(recipe: Recipe, dataset: Dataset, trained: Network) -> list[Stage]:
     fresh = build_network(recipe, dataset, trained.name, trained.seed, trained.width)
     if fresh.density == trained.density:
         return [Stage(trained, updates[len(updates) // 2], len(updates) / steps)]
-    ends = [round(i / STAGES * steps) for i in range(STAGES + 1)]
+    ends = sorted({round(i / STAGES * steps) for i in range(STAGES + 1)})  # a short run has fewer
     return [_stage(recipe, dataset, trained, part) for part in pairwise(ends)]
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
+from sparsekern.data import Cifar10, Cifar100
 from sparsekern.train import small_dense, timing
 from sparsekern.train.checkpoint import Checkpoints
 from sparsekern.train.loop import train
-from sparsekern.train.metrics import MetricsLog
-from sparsekern.train.network import build_network
+from sparsekern.train.metrics import MetricsLog, Row
+from sparsekern.train.network import Network, build_network
 from sparsekern.train.recipe import Recipe
 from sparsekern.train.recipe_file import bundled_recipes, load_recipe
 from sparsekern.train.run import run
@@ -40,15 +42,23 @@ def _short(name: str) -> Recipe:
     return load_recipe(name, changes)
 
 
+def _train(recipe: Recipe, folder: Path, network: Network | None = None) -> list[Row]:
+    """The rows of a training of the sparse network."""
+    dataset = recipe.data.load()
+    network = network or build_network(recipe, dataset, "sparse", 0)
+    log, checkpoints = MetricsLog(folder / "metrics.jsonl"), Checkpoints(folder / "c", "")
+    train(network, dataset, recipe, log=log, checkpoints=checkpoints)
+    return log.rows()
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_starts_and_takes_steps(name: str, tmp_path: Path):
     recipe = _short(name)
     dataset = recipe.data.load()
+    fresh = build_network(recipe, dataset, "sparse", 0)
+    before = dict(fresh.model.named_parameters())
     network = build_network(recipe, dataset, "sparse", 0)
-    before = {key: value.detach().clone() for key, value in network.model.named_parameters()}
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    train(network, dataset, recipe, log=log, checkpoints=Checkpoints(tmp_path / "c", recipe.digest))
-    rows = log.rows()
+    rows = _train(recipe, tmp_path, network)
     assert rows[-1]["step"] >= 3
     assert rows[-1]["density"] < 0.9
     assert len(network.updates) == 0 or network.updates[0] < rows[-1]["step"]
@@ -64,6 +74,33 @@ def test_without_its_files(name: str, tmp_path: Path):
     assert str(error.value).startswith("Expected data.path to be the folder of ")
     assert "Got nothing: give it with --set data.path=FOLDER" in str(error.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_cifar_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The real thing on files that hold few images."""
+    small = dataclasses.replace(Cifar10.release, train_samples=4, test_samples=4)
+    monkeypatch.setattr(Cifar10, "release", small)
+    version = small.versions[0]
+    for name in (*version.train, version.test):
+        records = torch.randint(0, 10, (4, 3073), dtype=torch.uint8)
+        (tmp_path / name).write_bytes(records.numpy().tobytes())
+    changes = [f"data.path={tmp_path}", "batch_size=5", "epochs=2", "method.update_every=2"]
+    rows = _train(load_recipe("cifar10-resnet20-rigl", changes), tmp_path)
+    assert rows[-1]["step"] == 8
+
+
+def test_glue_from_files(tmp_path: Path):
+    text = "sentence\tlabel\n" + "good\t1\nbad\t0\n" * 4
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text(text)
+    changes = [f"data.path={tmp_path}", "batch_size=4", "epochs=2", "method.update_every=2"]
+    rows = _train(load_recipe("sst2-bert-rigl", changes), tmp_path)
+    assert rows[-1]["step"] == 4
+
+
+def test_cifar_100_in_place_of_cifar_10():
+    changes = ["data.name=cifar100", "data.path=folder"]
+    assert load_recipe("cifar10-resnet20-rigl", changes).data == Cifar100(path="folder")
 
 
 @pytest.mark.parametrize("name", TWINS)

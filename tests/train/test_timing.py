@@ -127,6 +127,19 @@ def test_stages_of_gmp_follow_its_ramp(tiny: Callable[..., Recipe]):
     assert [each.network.density for each in found] == densities
 
 
+def test_a_run_shorter_than_the_stages(tiny: Callable[..., Recipe]):
+    """Four steps: each is a part of the run."""
+    recipe = tiny("gmp", "epochs=1", "batch_size=224", "method.update_every=1")
+    dataset = recipe.data.load()
+    network = build_network(recipe, dataset, "sparse", 0)
+    assert network.pruner is not None
+    assert network.pruner.total_steps == 4 < timing.STAGES
+    Stepper(Stage(network), one_batch(recipe, dataset)).updating_step(network.updates[-1])
+    found = stages(recipe, dataset, network)
+    assert len(found) == 4
+    assert sum(stage.share for stage in found) == len(network.updates)
+
+
 def test_all_networks_are_timed(tiny: Callable[..., Recipe]):
     recipe = tiny()
     dataset, sparse = _network(recipe)
