@@ -1,7 +1,8 @@
 """Arguments of real size for each op, for timing; an op without an entry is timed on its largest
 sample of the contract suite.
 
-A new op adds one line to ``SAMPLES``: a function from a device to a :class:`Sample`.
+A new op adds one line to ``SAMPLES``: a function from a device to the op's arguments, or to a
+:class:`Sample` where there are keyword arguments too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from sparsekern.ops import Op, Sample, csr, mask
 
 BATCH, ROWS, COLS, DENSITY = 128, 1024, 1024, 0.1
 
-Maker = Callable[[torch.device], tuple[Any, ...]]
+CONVOLUTION = {"kernel_size": (3, 3), "padding": (1, 1)}
+IMAGES, CHANNELS, SIZE = 32, 64, 32
+
+Maker = Callable[[torch.device], tuple[Any, ...] | Sample]
 
 
 def _kept(device: torch.device, seed: int = 0) -> Tensor:
@@ -38,6 +42,22 @@ def _linear(device: torch.device) -> tuple[Any, ...]:
 def _linear_backward(device: torch.device) -> tuple[Any, ...]:
     x, values, _, _, *index = _linear(device)
     return torch.randn(BATCH, ROWS, device=device), x, values, *index, [True, True, True]
+
+
+def _conv2d(device: torch.device) -> Sample:
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(CHANNELS, CHANNELS, 3, 3, generator=generator) < DENSITY
+    index = csr.index_from_mask(kept.to(device))
+    rows = (index.crow, index.col, index.crow_t, index.col_t, index.perm)
+    x = torch.randn(IMAGES, CHANNELS, SIZE, SIZE, device=device)
+    values, bias = torch.randn(index.nnz, device=device), torch.randn(CHANNELS, device=device)
+    return Sample((x, values, bias, None, *rows), "benchmark", CONVOLUTION)
+
+
+def _conv2d_backward(device: torch.device) -> Sample:
+    x, values, _, _, *rows = _conv2d(device).args
+    args = (torch.randn_like(x), x, values, *rows, [True, True, True])
+    return Sample(args, "benchmark", CONVOLUTION)
 
 
 def _mask_linear(device: torch.device) -> tuple[Any, ...]:
@@ -64,6 +84,8 @@ def _to_dense(device: torch.device) -> tuple[Any, ...]:
 SAMPLES: dict[str, Maker] = {
     "csr_linear": _linear,
     "csr_linear_backward": _linear_backward,
+    "csr_conv2d": _conv2d,
+    "csr_conv2d_backward": _conv2d_backward,
     "csr_from_mask": lambda device: (_kept(device), _count(_kept(device))),
     "csr_transpose": lambda device: (*_rows(device), COLS),
     "csr_panel_starts": lambda device: (*_rows(device), COLS),
@@ -89,7 +111,8 @@ SAMPLES: dict[str, Maker] = {
 def sample(op: Op, device: torch.device) -> Sample:
     """What an op is timed on."""
     if op.name in SAMPLES:
-        return Sample(SAMPLES[op.name](device), "benchmark")
+        made = SAMPLES[op.name](device)
+        return made if isinstance(made, Sample) else Sample(made, "benchmark")
     return max(op.samples(device, torch.float32), key=_numel)
 
 

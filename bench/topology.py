@@ -2,8 +2,8 @@
 
 The change starts from given scores: the mask of the largest, the index of the new mask in both
 directions, the values in their new places, and optimiser state that moves along. It is compared
-with forward, backward and optimiser step of the same layer at batch 128, in the same run. Each
-change drops and grows about three weights in ten.
+with forward, backward and optimiser step of the same layer at batch 128, and with those of its
+dense twin, in the same run. Each change drops and grows about three weights in ten.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sparsekern.optim import move_state
 
 BATCH = 128
 CHANGED = 0.3  # fraction of the scores that differ between two topologies
-STEP, CHANGE = "training_step", "topology"
+STEP, DENSE_STEP, CHANGE = "training_step", "dense_training_step", "topology"
 PARTS = ("topk", "set_mask", "move_state")
 
 # kind of layer -> shapes, and what makes a sparse layer of a shape and its input
@@ -69,24 +69,18 @@ def run(recorder: Recorder, console: Console, budget_s: float) -> None:
     for case in todo:
         results[case] = interleave(contenders(case), budget_s / len(todo))
         for name, times in results[case].items():
-            recorder.write(**_row(case, name, times, results[case][STEP]))
+            recorder.write(**_row(case, name, times, results[case]))
     console.print(_table(results))
 
 
 def contenders(case: Case) -> dict[str, Callable[[], None]]:
-    """The training step, the whole change, and the change's parts alone."""
+    """The training steps, the whole change, and the change's parts alone."""
     torch.manual_seed(0)
     layer, x = case.make()
     stored = layer.format
+    dense = layer.to_dense()
     optimizer = OPTIMIZERS[case.optimizer](layer.parameters())
-    grad = torch.randn_like(layer(x))
-
-    def step() -> None:
-        layer(x).backward(grad)
-        optimizer.step()
-        optimizer.zero_grad()
-        x.grad = None
-
+    step = _training_step(layer, optimizer, x)
     step()  # the optimiser has state from here on
     first = torch.rand(stored.shape)
     second = torch.where(torch.rand(stored.shape) < CHANGED, torch.rand(stored.shape), first)
@@ -100,6 +94,7 @@ def contenders(case: Case) -> dict[str, Callable[[], None]]:
     same = stored.set_mask(next(masks))
     return {
         STEP: step,
+        DENSE_STEP: _training_step(dense, OPTIMIZERS[case.optimizer](dense.parameters()), x),
         CHANGE: change,
         "topk": lambda: mask_ops.topk(next(scores), stored.nnz),
         "set_mask": lambda: stored.set_mask(next(masks)),
@@ -107,7 +102,21 @@ def contenders(case: Case) -> dict[str, Callable[[], None]]:
     }
 
 
-def _row(case: Case, name: str, times: Times, step: Times) -> dict[str, Any]:
+def _training_step(
+    layer: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor
+) -> Callable[[], None]:
+    grad = torch.randn_like(layer(x))
+
+    def step() -> None:
+        layer(x).backward(grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        x.grad = None
+
+    return step
+
+
+def _row(case: Case, name: str, times: Times, all_: dict[str, Times]) -> dict[str, Any]:
     return {
         "suite": "topology",
         "op": case.kind,
@@ -121,16 +130,18 @@ def _row(case: Case, name: str, times: Times, step: Times) -> dict[str, Any]:
         "p50_ms": round(times.p50 * 1e3, 5),
         "p80_ms": round(times.p80 * 1e3, 5),
         "rounds": times.rounds,
-        "of_a_step": round(times.p50 / step.p50, 4),
+        "of_a_step": round(times.p50 / all_[STEP].p50, 4),
+        "of_a_dense_step": round(times.p50 / all_[DENSE_STEP].p50, 4),
     }
 
 
 def _table(results: dict[Case, dict[str, Times]]) -> Table:
     table = Table(title=f"A topology change over a training step of the layer, batch {BATCH}")
-    for heading in ("layer", "density", "optimizer", "step ms", "change ms", *PARTS, "of a step"):
+    head = ("layer", "density", "optimizer", "step ms", "dense step ms", "change ms", *PARTS)
+    for heading in (*head, "of a step", "of a dense step"):
         table.add_column(heading, justify="right")
     for case, times in results.items():
-        cells = [f"{times[name].p50 * 1e3:.2f}" for name in (STEP, CHANGE, *PARTS)]
-        ratio = f"{times[CHANGE].p50 / times[STEP].p50:.2f}"
-        table.add_row(str(case), f"{case.density:.2f}", case.optimizer, *cells, ratio)
+        cells = [f"{times[name].p50 * 1e3:.2f}" for name in (STEP, DENSE_STEP, CHANGE, *PARTS)]
+        ratios = [f"{times[CHANGE].p50 / times[each].p50:.2f}" for each in (STEP, DENSE_STEP)]
+        table.add_row(str(case), f"{case.density:.2f}", case.optimizer, *cells, *ratios)
     return table

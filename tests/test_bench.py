@@ -75,7 +75,10 @@ def test_topology_contenders_do_what_they_say(
     layer, x = case.make()
     monkeypatch.setattr(topology.Case, "make", lambda _: (layer, x))
     runs = topology.contenders(case)
-    assert list(runs) == ["training_step", "topology", "topk", "set_mask", "move_state"]
+    assert list(runs) == [
+        *("training_step", "dense_training_step", "topology"),
+        *("topk", "set_mask", "move_state"),
+    ]
     before = layer.format.parameter.detach().clone()
     runs["training_step"]()
     assert not torch.equal(layer.format.parameter, before)
@@ -144,14 +147,15 @@ def test_rows_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         case = topology.Case("linear", (size, size), 0.1, "sgd")
         for name, ms in change.items():
             times = _times(ms * (factor if name == "topology" else 1.0))
-            recorder.write(**topology._row(case, name, times, _times(4.0)))
+            steps = {"training_step": _times(4.0), "dense_training_step": _times(8.0)}
+            recorder.write(**topology._row(case, name, times, steps))
     for density, ms in ((0.2, 2.0), (0.1, 1.0)):
         case = step.Case("mlp", "sgd", density)
         for name, value in (("dense", 4.0), ("dense_again", 4.0), ("sparsekern_csr", ms)):
             recorder.write(**step._row(case, name, _times(value), _times(4.0)))
     rows = _rows(tmp_path)
     assert len(rows) == 14
-    assert rows[1]["of_a_step"] == 0.25
+    assert (rows[1]["of_a_step"], rows[1]["of_a_dense_step"]) == (0.25, 0.125)
     assert rows[1]["shape"] == [128, 8, 8]
     assert tables.topology(tmp_path).splitlines()[0] == (
         "| topology change / training step | density 0.10 |"
