@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: train test test-all bench rivals tables lint types format venv clean
+.PHONY: train test test-all bench bench-kernels rivals tables lint types format venv clean
 
 train: venv  ## the main job: a sparse network on real data, from the recipe to the kernel
 	$(BIN)/sparsekern train digits-rigl
@@ -19,6 +19,9 @@ test-all: venv  ## everything, without a time limit
 
 bench: venv  ## kernels against dense and the installable rivals; tables under bench/results
 	$(BIN)/python -m bench.run $(SUITES)
+
+bench-kernels: venv  ## every op and variant alone, under pytest-benchmark (ARGS="-k csr_linear")
+	$(BIN)/python -m pytest -q bench/test_kernels.py --benchmark-only $(ARGS)
 
 rivals: venv  ## the packages that `make bench` compares with, where pip can install them
 	-$(BIN)/python -m pip install --quiet --no-deps sparselab==0.2.2

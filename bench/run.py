@@ -15,10 +15,15 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import linear, roofline, train
+from bench import linear, roofline, step, topology, train
 from bench.record import ROOT, Recorder
 
-SUITES = {"linear": linear.run, "train": train.run}
+SUITES = {
+    "linear": linear.run,
+    "topology": topology.run,
+    "step": step.run,
+    "train": train.run,
+}
 GATE = ["-q", "-x", "-m", "not slow and not gpu", "-k", "not compiled and not opcheck"]
 
 
@@ -36,7 +41,9 @@ def _gate(console: Console) -> str:
 
 
 def main(
-    suites: Annotated[list[str] | None, typer.Argument(help="linear, train; default: all")] = None,
+    suites: Annotated[
+        list[str] | None, typer.Argument(help=f"{', '.join(SUITES)}; default: all")
+    ] = None,
     budget_s: Annotated[float, typer.Option(help="seconds per suite")] = 240.0,
     gate: Annotated[bool, typer.Option(help="run the contract suite first")] = True,
     results: Annotated[Path, typer.Option(help="folder for result rows")] = ROOT / "results",

@@ -87,6 +87,33 @@ def speedups(suite: str, which: str) -> Callable[[Path], str]:
     return table
 
 
+def topology(results: Path) -> str:
+    """A change of topology as a fraction of a training step: geometric means over the shapes."""
+    parts = []
+    rows = [row for row in newest("topology", results) if row["variant"] == "topology"]
+    for machine in sorted({row["device"] for row in rows}):
+        own = [row for row in rows if row["device"] == machine]
+        densities = sorted({row["density"] for row in own}, reverse=True)
+        body = []
+        for op, optimizer in sorted({(row["op"], row["pass"]) for row in own}):
+            ratios = {
+                d: [
+                    row["of_a_step"]
+                    for row in own
+                    if (row["op"], row["pass"], row["density"]) == (op, optimizer, d)
+                ]
+                for d in densities
+            }
+            body.append([f"{op}, {optimizer}", *(f"{geomean(ratios[d]):.2f}" for d in densities)])
+        heading = [f"density {d:.2f}" for d in densities]
+        parts.append(
+            markdown(["topology change / training step", *heading], body)
+            + f"\n\nBatch {own[0]['shape'][0]}; {machine}, float32, torch {own[0]['torch']}, "
+            f"commit `{own[0]['commit']}`."
+        )
+    return "\n\n".join(parts)
+
+
 def main_job(results: Path) -> str:
     """The table of `make train`, from the newest run of suite `train` on each machine."""
     parts = []

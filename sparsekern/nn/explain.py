@@ -11,6 +11,7 @@ from sparsekern.formats import SparseFormat
 from sparsekern.formats.plan import DENSE_LAYER, rule_in_words, sparse_weights, unwrapped
 from sparsekern.nn.convert import why_left_dense
 from sparsekern.nn.measure import capture
+from sparsekern.nn.transposed import is_transposed_linear
 from sparsekern.nn.tune import LayerTimes, uses_of
 
 
@@ -132,7 +133,7 @@ def _dense_layers(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
     found: dict[int, tuple[list[str], nn.Module]] = {}
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, kinds):
+        if isinstance(module, kinds) or is_transposed_linear(module):
             key = id(module._parameters.get("weight", module))
             found.setdefault(key, ([], module))[0].append(name)
     return [(tuple(names), module) for names, module in found.values()]

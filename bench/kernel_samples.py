@@ -1,0 +1,120 @@
+"""Arguments of real size for each op, for timing; an op without an entry is timed on its largest
+sample of the contract suite.
+
+A new op adds one line to ``SAMPLES``: a function from a device to the op's arguments, or to a
+:class:`Sample` where there are keyword arguments too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsekern.ops import Op, Sample, csr, mask
+
+BATCH, ROWS, COLS, DENSITY = 128, 1024, 1024, 0.1
+
+CONVOLUTION = {"kernel_size": (3, 3), "padding": (1, 1)}
+IMAGES, CHANNELS, SIZE = 32, 64, 32
+
+Maker = Callable[[torch.device], tuple[Any, ...] | Sample]
+
+
+def _kept(device: torch.device, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(ROWS, COLS, generator=generator) < DENSITY).to(device)
+
+
+def _count(kept: Tensor) -> int:
+    return int(torch.count_nonzero(kept))
+
+
+def _linear(device: torch.device) -> tuple[Any, ...]:
+    index = csr.index_from_mask(_kept(device))
+    x = torch.randn(BATCH, COLS, device=device)
+    values, bias = torch.randn(index.nnz, device=device), torch.randn(ROWS, device=device)
+    return x, values, bias, None, *index
+
+
+def _linear_backward(device: torch.device) -> tuple[Any, ...]:
+    x, values, _, _, *index = _linear(device)
+    return torch.randn(BATCH, ROWS, device=device), x, values, *index, [True, True, True]
+
+
+def _conv2d(device: torch.device) -> Sample:
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(CHANNELS, CHANNELS, 3, 3, generator=generator) < DENSITY
+    index = csr.index_from_mask(kept.to(device))
+    rows = (index.crow, index.col, index.crow_t, index.col_t, index.perm)
+    x = torch.randn(IMAGES, CHANNELS, SIZE, SIZE, device=device)
+    values, bias = torch.randn(index.nnz, device=device), torch.randn(CHANNELS, device=device)
+    return Sample((x, values, bias, None, *rows), "benchmark", CONVOLUTION)
+
+
+def _conv2d_backward(device: torch.device) -> Sample:
+    x, values, _, _, *rows = _conv2d(device).args
+    args = (torch.randn_like(x), x, values, *rows, [True, True, True])
+    return Sample(args, "benchmark", CONVOLUTION)
+
+
+def _mask_linear(device: torch.device) -> tuple[Any, ...]:
+    kept = _kept(device)
+    weight, bias = torch.randn(ROWS, COLS, device=device) * kept, torch.randn(ROWS, device=device)
+    return torch.randn(BATCH, COLS, device=device), weight, bias, None, mask.pack_bits(kept)
+
+
+def _mask_linear_backward(device: torch.device) -> tuple[Any, ...]:
+    x, weight, _, _, bits = _mask_linear(device)
+    return torch.randn(BATCH, ROWS, device=device), x, weight, bits, [True, True, True, False]
+
+
+def _rows(device: torch.device, seed: int = 0) -> tuple[Tensor, Tensor]:
+    kept = _kept(device, seed)
+    return csr.from_mask(kept, _count(kept))
+
+
+def _to_dense(device: torch.device) -> tuple[Any, ...]:
+    crow, col = _rows(device)
+    return torch.randn(col.shape, device=device), crow, col, COLS
+
+
+SAMPLES: dict[str, Maker] = {
+    "csr_linear": _linear,
+    "csr_linear_backward": _linear_backward,
+    "csr_conv2d": _conv2d,
+    "csr_conv2d_backward": _conv2d_backward,
+    "csr_from_mask": lambda device: (_kept(device), _count(_kept(device))),
+    "csr_transpose": lambda device: (*_rows(device), COLS),
+    "csr_panel_starts": lambda device: (*_rows(device), COLS),
+    "csr_position_map": lambda device: (*_rows(device), *_rows(device, seed=1)),
+    "csr_to_dense": _to_dense,
+    "csr_gather": lambda device: (torch.randn(ROWS, COLS, device=device), *_rows(device)),
+    "mask_linear": _mask_linear,
+    "mask_linear_backward": _mask_linear_backward,
+    "mask_topk": lambda device: (
+        torch.randn(ROWS, COLS, device=device),
+        int(DENSITY * ROWS * COLS),
+        None,
+    ),
+    "mask_pack_bits": lambda device: (_kept(device),),
+    "mask_unpack_bits": lambda device: (mask.pack_bits(_kept(device)), [ROWS, COLS]),
+    "mask_apply_": lambda device: (
+        torch.randn(ROWS, COLS, device=device),
+        mask.pack_bits(_kept(device)),
+    ),
+}
+
+
+def sample(op: Op, device: torch.device) -> Sample:
+    """What an op is timed on."""
+    if op.name in SAMPLES:
+        made = SAMPLES[op.name](device)
+        return made if isinstance(made, Sample) else Sample(made, "benchmark")
+    return max(op.samples(device, torch.float32), key=_numel)
+
+
+def _numel(each: Sample) -> int:
+    return sum(value.numel() for value in each.args if isinstance(value, Tensor))

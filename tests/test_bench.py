@@ -1,0 +1,173 @@
+"""The benchmarks cover what is registered, and their suites measure what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import linear, step, tables, topology
+from bench.kernel_samples import SAMPLES, sample
+from bench.record import Recorder
+from bench.run import SUITES
+from bench.test_kernels import REFERENCE, cases
+from bench.timing import Times
+from sparsekern._extension import native
+from sparsekern.ops import OPS
+from sparsekern.testing import has_gradient
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def test_every_op_and_variant_is_timed() -> None:
+    found = {(case.op, case.variant, case.which) for case in cases()}
+    for name in OPS:
+        op = OPS[name]
+        for variant in op.variants or ("auto", REFERENCE):
+            assert (name, variant, "forward") in found
+            assert ((name, variant, "forward_backward") in found) == has_gradient(op)
+    assert {case.op for case in cases()} == set(OPS)
+
+
+def test_samples_belong_to_ops_and_pass_their_checks() -> None:
+    assert set(SAMPLES) <= set(OPS)
+    for name in OPS:
+        chosen = sample(OPS[name], CPU)
+        OPS[name].check(*chosen.args, **chosen.kwargs)
+        cost = OPS[name].cost(*chosen.args, **chosen.kwargs)
+        assert cost.bytes_read > 0
+
+
+def test_an_op_without_a_sample_is_timed_on_its_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SAMPLES, "mask_topk")
+    assert sample(OPS["mask_topk"], CPU).id == "several_chunks"
+
+
+def test_pytest_benchmark_runs_them() -> None:
+    """As `make bench-kernels` does, each once instead of timed."""
+    command = [sys.executable, "-m", "pytest", "-q", "bench/test_kernels.py", "--benchmark-disable"]
+    result = subprocess.run(
+        [*command, "-k", "csr_gather or csr_linear-"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-2000:]
+    wanted = [case for case in cases() if case.op in ("csr_gather", "csr_linear")]
+    skipped = 0 if native.loaded else 2
+    assert f"{len(wanted) - skipped} passed" in result.stdout
+
+
+def test_known_suites() -> None:
+    assert list(SUITES) == ["linear", "topology", "step", "train"]
+
+
+@pytest.mark.parametrize("optimizer", list(topology.OPTIMIZERS))
+def test_topology_contenders_do_what_they_say(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = topology.Case("linear", (48, 32), 0.2, optimizer)
+    layer, x = case.make()
+    monkeypatch.setattr(topology.Case, "make", lambda _: (layer, x))
+    runs = topology.contenders(case)
+    assert list(runs) == [
+        *("training_step", "dense_training_step", "topology"),
+        *("topk", "set_mask", "move_state"),
+    ]
+    before = layer.format.parameter.detach().clone()
+    runs["training_step"]()
+    assert not torch.equal(layer.format.parameter, before)
+    kept: list[Tensor] = []
+    for _ in range(2):
+        runs["topology"]()
+        kept.append(layer.mask())
+    changed = (kept[0] & ~kept[1]).sum() / kept[0].sum()
+    assert 0.1 < changed < 0.5
+    assert layer.format.nnz == round(0.2 * 48 * 32)
+    layer.format.validate()
+
+
+@pytest.mark.parametrize("model", list(step.MODELS))
+def test_step_contenders_train(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sparse twin's layers all have the density, and every contender takes whole steps."""
+    small: dict[str, Callable[[], Any]] = {
+        "mlp": lambda: (
+            torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.Linear(16, 4)),
+            torch.randn(8, 20),
+            torch.randn(8, 4),
+        ),
+        "transformer": lambda: (
+            step.Block(16, 32),
+            torch.randn(2, 5, 16),
+            torch.randn(2, 5, 16),
+        ),
+    }
+    monkeypatch.setattr(step, "MODELS", small)
+    pruners = []
+    build = step.Pruner
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        pruners.append(build(*args, **kwargs))
+        return pruners[-1]
+
+    monkeypatch.setattr(step, "Pruner", remember)
+    runs = step.contenders(step.Case(model, "sgd", 0.25))
+    assert list(runs) == ["dense", "dense_again", "sparsekern_csr"]
+    (pruner,) = pruners
+    assert all(row.density == pytest.approx(0.25, abs=0.02) for row in pruner.report.layers)
+    assert not pruner.report.left_dense
+    before = [p.detach().clone() for p in pruner.model.parameters()]
+    for run in runs.values():
+        run()
+    assert pruner.steps == 1
+    after = list(pruner.model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def _times(milliseconds: float) -> Times:
+    return Times(*(1e-3 * milliseconds * factor for factor in (0.9, 1.0, 1.1)), rounds=7)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    (file,) = folder.rglob("*.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_rows_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From measured times to the rows and to the tables of the README, worked by hand."""
+    monkeypatch.setattr("bench.record.commit", lambda: "abc")
+    recorder = Recorder(tmp_path, "green")
+    change = {"training_step": 4.0, "topology": 1.0, "topk": 0.5, "set_mask": 0.3}
+    for size, factor in ((8, 1.0), (16, 4.0)):
+        case = topology.Case("linear", (size, size), 0.1, "sgd")
+        for name, ms in change.items():
+            times = _times(ms * (factor if name == "topology" else 1.0))
+            steps = {"training_step": _times(4.0), "dense_training_step": _times(8.0)}
+            recorder.write(**topology._row(case, name, times, steps))
+    for density, ms in ((0.2, 2.0), (0.1, 1.0)):
+        case = step.Case("mlp", "sgd", density)
+        for name, value in (("dense", 4.0), ("dense_again", 4.0), ("sparsekern_csr", ms)):
+            recorder.write(**step._row(case, name, _times(value), _times(4.0)))
+    rows = _rows(tmp_path)
+    assert len(rows) == 14
+    assert (rows[1]["of_a_step"], rows[1]["of_a_dense_step"]) == (0.25, 0.125)
+    assert rows[1]["shape"] == [128, 8, 8]
+    assert tables.topology(tmp_path).splitlines()[0] == (
+        "| topology change / training step | density 0.10 |"
+    )
+    assert "| linear, sgd | 0.50 |" in tables.topology(tmp_path)  # of 0.25 and 1
+    whole = tables.speedups("step", "sgd")(tmp_path)
+    assert "| sgd | density 0.20 | density 0.10 |" in whole
+    assert "| **sparsekern** | 2.00x | 4.00x |" in whole
+
+
+def test_every_case_of_the_issue_is_there() -> None:
+    assert {case.density for case in topology.cases()} == set(linear.DENSITIES)
+    assert {case.density for case in step.cases()} == {0.2, 0.1, 0.05, 0.01}
+    assert {case.optimizer for case in step.cases()} == {"sgd", "adamw"}
+    assert {case.model for case in step.cases()} == {"mlp", "transformer"}
