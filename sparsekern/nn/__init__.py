@@ -2,6 +2,7 @@
 
 from sparsekern.nn.checkpoint import LoadReport, load, save
 from sparsekern.nn.convert import densify, sparse_layers, to_sparse
+from sparsekern.nn.distributed import ddp_ignore
 from sparsekern.nn.explain import explain
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear
@@ -11,6 +12,7 @@ __all__ = [
     "LoadReport",
     "SparseLinear",
     "SparseTransposedLinear",
+    "ddp_ignore",
     "densify",
     "explain",
     "load",
