@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsekern._checks import check_fraction, check_positive
 from sparsekern.formats import FORMATS, SparseFormat, TopologyChange, choose_format
+from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
 from sparsekern.ops import mask as mask_ops
 
@@ -161,8 +162,8 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor) and x.is_nested:
-            return on_nested(lambda rows: self.format.linear(rows, self.bias), x)
-        return self.format.linear(x, self.bias)
+            return on_nested(self.forward, x)
+        return self.format.linear(as_under_autocast(x), self.bias)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
