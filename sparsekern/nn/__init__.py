@@ -1,8 +1,10 @@
 """Drop-in sparse modules, and conversion of models to and from them."""
 
+from sparsekern.nn.channels import ChannelReport, remove_channels
 from sparsekern.nn.checkpoint import LoadReport, load, save
 from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.convert import densify, sparse_layers, to_sparse
+from sparsekern.nn.distributed import ddp_ignore
 from sparsekern.nn.explain import explain
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.linear import SparseLinear
@@ -10,14 +12,17 @@ from sparsekern.nn.transposed import SparseTransposedLinear
 from sparsekern.nn.tune import tune
 
 __all__ = [
+    "ChannelReport",
     "LoadReport",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
     "SparseTransposedLinear",
+    "ddp_ignore",
     "densify",
     "explain",
     "load",
+    "remove_channels",
     "save",
     "sparse_layers",
     "to_sparse",
