@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.linear import DENSITIES
 from bench.record import Recorder
 from bench.timing import Times, interleave
-from sparsekern.nn import SparseLinear
+from sparsekern.nn import SparseConv2d, SparseLinear
 from sparsekern.ops import mask as mask_ops
 from sparsekern.optim import move_state
 
@@ -30,9 +30,10 @@ CHANGED = 0.3  # fraction of the scores that differ between two topologies
 STEP, DENSE_STEP, CHANGE = "training_step", "dense_training_step", "topology"
 PARTS = ("topk", "set_mask", "move_state")
 
-# kind of layer -> shapes, and what makes a sparse layer of a shape and its input
+# kind of layer -> input and output features; input and output channels, height and width
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "linear": ((1024, 1024), (2048, 2048), (4096, 4096), (768, 3072)),
+    "conv2d": ((64, 64, 32), (128, 128, 16), (256, 256, 8)),
 }
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
@@ -48,12 +49,16 @@ class Case:
     optimizer: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {'->'.join(map(str, self.shape))}"
+        size = "" if self.kind == "linear" else f", {self.shape[2]}x{self.shape[2]}"
+        return f"{self.kind} {self.shape[0]}->{self.shape[1]}{size}"
 
     def make(self) -> tuple[nn.Module, Tensor]:
         """The layer, and what it is called with."""
-        layer = SparseLinear(*self.shape, density=self.density, format="csr")
-        return layer, torch.randn(BATCH, self.shape[0], requires_grad=True)
+        before, after, *size = self.shape
+        x = torch.randn(BATCH, before, *size, *size, requires_grad=True)
+        if self.kind == "linear":
+            return SparseLinear(before, after, density=self.density, format="csr"), x
+        return SparseConv2d(before, after, 3, padding=1, density=self.density, format="csr"), x
 
 
 def cases() -> Iterator[Case]:

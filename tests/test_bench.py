@@ -68,10 +68,11 @@ def test_known_suites() -> None:
 
 
 @pytest.mark.parametrize("optimizer", list(topology.OPTIMIZERS))
+@pytest.mark.parametrize(("kind", "shape"), [("linear", (48, 32)), ("conv2d", (16, 10, 4))])
 def test_topology_contenders_do_what_they_say(
-    optimizer: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, shape: tuple[int, ...], optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = topology.Case("linear", (48, 32), 0.2, optimizer)
+    case = topology.Case(kind, shape, 0.2, optimizer)
     layer, x = case.make()
     monkeypatch.setattr(topology.Case, "make", lambda _: (layer, x))
     runs = topology.contenders(case)
@@ -88,7 +89,7 @@ def test_topology_contenders_do_what_they_say(
         kept.append(layer.mask())
     changed = (kept[0] & ~kept[1]).sum() / kept[0].sum()
     assert 0.1 < changed < 0.5
-    assert layer.format.nnz == round(0.2 * 48 * 32)
+    assert layer.format.nnz == round(0.2 * layer.format.numel)
     layer.format.validate()
 
 
@@ -168,6 +169,9 @@ def test_rows_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_case_of_the_issue_is_there() -> None:
     assert {case.density for case in topology.cases()} == set(linear.DENSITIES)
+    assert {case.kind for case in topology.cases()} == {"linear", "conv2d"}
+    assert str(next(topology.cases())) == "linear 1024->1024"
+    assert str(topology.Case("conv2d", (64, 64, 32), 0.1, "sgd")) == "conv2d 64->64, 32x32"
     assert {case.density for case in step.cases()} == {0.2, 0.1, 0.05, 0.01}
     assert {case.optimizer for case in step.cases()} == {"sgd", "adamw"}
     assert {case.model for case in step.cases()} == {"mlp", "transformer"}

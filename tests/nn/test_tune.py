@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import sparsekern as sk
+from sparsekern._extension import native
 from sparsekern.nn import SparseLinear, measure
 from sparsekern.nn.measure import Call, Times
 from sparsekern.nn.tune import cache_key
@@ -118,6 +119,22 @@ def test_nothing_else_changes(format: str, dtype: torch.dtype) -> None:
         assert layer.format.variant == entry.variant != "auto"
         right = nn.functional.linear(x, weight, layer.bias)
         torch.testing.assert_close(layer(x), right)
+
+
+@pytest.mark.parametrize("format", ["csr", "masked"])
+def test_convolutions(format: str) -> None:
+    """Nothing in tune knows them: any module with a format is measured as it is called."""
+    conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, padding_mode="circular", bias=False)
+    layer = sk.nn.SparseConv2d.from_dense(conv, density=0.2, format=format)
+    x = torch.randn(2, 6, 7, 7).to(memory_format=torch.channels_last)
+    (entry,) = sk.tune(nn.Sequential(layer, nn.ReLU()), x).layers
+    assert entry.shape == (8, 3, 3, 3)
+    assert entry.inputs == ("float32[2, 6, 7, 7]",)
+    assert layer.format.variant == entry.variant
+    assert entry.variant in layer.format.variants
+    able = set(layer.format.variants) - (set() if native.loaded else {"patch"})
+    assert set(entry.forward_backward_ms) >= {*able, "dense_layer"}
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
 
 
 def test_calls_of_tied_layers_add_up(clock: Callable[..., list[tuple[nn.Module, Call]]]) -> None:
