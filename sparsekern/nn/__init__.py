@@ -3,6 +3,7 @@
 from sparsekern.nn.checkpoint import LoadReport, load, save
 from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.convert import densify, sparse_layers, to_sparse
+from sparsekern.nn.distributed import ddp_ignore
 from sparsekern.nn.explain import explain
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.linear import SparseLinear
@@ -15,6 +16,7 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "SparseTransposedLinear",
+    "ddp_ignore",
     "densify",
     "explain",
     "load",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
+from torch.optim import Optimizer
 
-from sparsekern.formats import SparseFormat
+from sparsekern._checks import check_model, check_positive
+from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Method
@@ -102,3 +104,29 @@ def _final_counts(report: SparsifyReport, formats: list[SparseFormat], method: M
             f"what a model that is sparse already has left, {most:.4g}. Got {method.density}."
         )
     return final
+
+
+def check_arguments(
+    model: nn.Module, optimizer: Optimizer, method: Method, total_steps: int, format: str
+) -> None:
+    """What can be said before the model is looked at."""
+    check_model(model)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"Expected optimizer to be a torch.optim.Optimizer. Got {type(optimizer).__name__}."
+        )
+    if not isinstance(method, Method):
+        raise TypeError(f"Expected method to be a Method. Got {type(method).__name__}.")
+    check_positive(total_steps, "total_steps")
+    if total_steps < method.min_steps:
+        raise ValueError(
+            f"Expected total_steps to be at least {method.min_steps} for {method.name}. "
+            f"Got {total_steps}: no update fits."
+        )
+    if format == "auto":
+        return
+    if FORMATS[format].master != "dense" and method.master == "dense":
+        raise ValueError(
+            f"Expected format to be auto or masked for {method.name}, which needs dense masters. "
+            f"Got {format!r}."
+        )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from sparsekern.ops import mask as mask_ops
+from sparsekern.nn.distributed import ddp_ignore, from_rank_zero, is_distributed
+
+__all__ = ["agree_on_topology", "any_rank", "average_", "from_rank_zero", "is_distributed"]
 
 
-def is_distributed() -> bool:
-    """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def agree_on_topology(model: nn.Module) -> None:
+    """Every rank takes rank 0's masks, and DistributedDataParallel leaves the indices alone; a
+    model that is wrapped already has been sent as a whole."""
+    if not isinstance(model, DistributedDataParallel):
+        ddp_ignore(model)
 
 
 def average_(tensor: Tensor) -> Tensor:
@@ -20,15 +25,6 @@ def average_(tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
     return tensor
-
-
-def from_rank_zero(mask: Tensor) -> Tensor:
-    """Rank 0's mask on every rank; one bit a weight travels."""
-    if not is_distributed():
-        return mask
-    bits = mask_ops.pack_bits(mask)
-    dist.broadcast(bits, 0)
-    return mask_ops.unpack_bits(bits, mask.shape)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

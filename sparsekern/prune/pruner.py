@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from sparsekern._checks import check_model, check_positive, check_seed, check_texts
+from sparsekern._checks import check_seed, check_texts
 from sparsekern.formats import (
-    FORMATS,
     CsrFormat,
     FormatBytes,
     MaskedFormat,
@@ -24,9 +23,16 @@ from sparsekern.nn.layer import SparseLayer
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
+from sparsekern.optim.matrix import check_compact, check_conversion
 from sparsekern.optim.state import check_holds, move_state, reset_state, state_bytes
-from sparsekern.prune.adopt import adopt
-from sparsekern.prune.distributed import any_rank, average_, from_rank_zero, is_distributed
+from sparsekern.prune.adopt import adopt, check_arguments
+from sparsekern.prune.distributed import (
+    agree_on_topology,
+    any_rank,
+    average_,
+    from_rank_zero,
+    is_distributed,
+)
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Clock, Layer, Method
 from sparsekern.prune.scores import SCORES
@@ -49,7 +55,8 @@ class Pruner:
 
     Args:
         model: dense or sparse; not yet wrapped in DistributedDataParallel if it is dense.
-        optimizer: any element-wise torch optimiser over the model's parameters.
+        optimizer: any element-wise torch optimiser over the model's parameters; those that need
+            matrices (Muon, ...) work with dense masters (``format="masked"``).
         method: what decides the topology.
         total_steps: optimiser steps of the whole run, which fractions in ``method`` refer to.
         exclude: names of layers to leave as they are, as ``fnmatch`` patterns.
@@ -86,7 +93,7 @@ class Pruner:
         seed: int = 0,
     ) -> None:
         exclude = check_texts(exclude, "exclude")
-        _check_arguments(model, optimizer, method, total_steps, format)
+        check_arguments(model, optimizer, method, total_steps, format)
         check_seed(seed, "seed")
         self.model, self.optimizer, self.method = model, optimizer, method
         self.total_steps = total_steps
@@ -94,7 +101,9 @@ class Pruner:
         self.generator = torch.Generator().manual_seed(seed)
         self._due = False  # an update that had to wait for finite gradients
         self.report = SparsifyReport()
+        agree_on_topology(model)
         self.layers = self._adopt_sparse(exclude, format) or self._convert_dense(exclude, format)
+        agree_on_topology(model)  # the indices that are new
         self._arm()
 
     # Building
@@ -103,6 +112,9 @@ class Pruner:
         """The layers of a model that is sparse already."""
         self.report, found = adopt(self.model, self.method, exclude, format)
         check_holds(self.optimizer, {name: stored.parameter for name, stored, _ in found})
+        check_compact(
+            self.optimizer, {n: f.parameter for n, f, _ in found if f.master == "compact"}
+        )
         return [self._layer(*each) for each in found]
 
     def _convert_dense(self, exclude: Sequence[str], format: str) -> list[Layer]:
@@ -113,12 +125,15 @@ class Pruner:
         check_holds(self.optimizer, {target.names[0]: target.weight for target in targets})
         method = self.method
         final = kept_counts([t.shape for t in targets], method.density, method.distribution)
+        sizes = [target.weight.numel() for target in targets]
+        start = [method.initial_nnz(*each) for each in zip(final, sizes, strict=True)]
+        weights = {t.names[0]: (t.weight, n) for t, n in zip(targets, start, strict=True)}
+        check_conversion(self.optimizer, weights, format, method.master)
 
         def initial_mask(i: int, target: Target) -> Tensor:
             weight = target.weight.detach()
-            count = method.initial_nnz(final[i], weight.numel())
             scores = SCORES[method.initial_score](weight, self.generator)
-            return from_rank_zero(mask_ops.topk(scores, count))
+            return from_rank_zero(mask_ops.topk(scores, start[i]))
 
         parameters = [target.weight for target in targets]
         kept_sparse = self.report.left_dense
@@ -270,12 +285,16 @@ class Pruner:
         Raises:
             RuntimeError: when several ranks train together (DistributedDataParallel holds the
                 dense gradients' shapes).
+            NotImplementedError: the optimiser needs matrices.
         """
         if is_distributed():
             raise RuntimeError(
                 "Expected compact() on one process. Got several: "
                 "DistributedDataParallel cannot change the shape of a gradient."
             )
+        formats = {layer.name: layer.format for layer in self.layers}
+        masters = {n: f.weight for n, f in formats.items() if isinstance(f, MaskedFormat)}
+        check_compact(self.optimizer, masters)
         changed = []
         for name, module in sparse_layers(self.model).items():
             stored = module.format
@@ -355,29 +374,3 @@ class Pruner:
         for layer in self.layers:
             layer.memory = state["memory"][layer.name]
         self._arm()
-
-
-def _check_arguments(
-    model: nn.Module, optimizer: Optimizer, method: Method, total_steps: int, format: str
-) -> None:
-    """What can be said before the model is looked at."""
-    check_model(model)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"Expected optimizer to be a torch.optim.Optimizer. Got {type(optimizer).__name__}."
-        )
-    if not isinstance(method, Method):
-        raise TypeError(f"Expected method to be a Method. Got {type(method).__name__}.")
-    check_positive(total_steps, "total_steps")
-    if total_steps < method.min_steps:
-        raise ValueError(
-            f"Expected total_steps to be at least {method.min_steps} for {method.name}. "
-            f"Got {total_steps}: no update fits."
-        )
-    if format == "auto":
-        return
-    if FORMATS[format].master != "dense" and method.master == "dense":
-        raise ValueError(
-            f"Expected format to be auto or masked for {method.name}, which needs dense masters. "
-            f"Got {format!r}."
-        )
