@@ -4,87 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparsekern._checks import check_fraction, check_model, check_texts
-from sparsekern.formats import FORMATS, Plan, SparseFormat
+from sparsekern._checks import check_fraction, check_model, check_texts, describe
+from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn.convert import dense_layers, note_left_dense, to_sparse, why_not_convertible
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.tune import tune
 from sparsekern.ops import mask as mask_ops
 from sparsekern.patterns import UNSTRUCTURED, Pattern, Unstructured
 from sparsekern.prune.distribution import kept_counts
-from sparsekern.prune.scores import SCORES
-
-
-@dataclass
-class LayerReport:
-    """What became of one layer (or of several that share a weight)."""
-
-    names: list[str]
-    shape: tuple[int, ...]
-    format: str  # "dense" for a layer that stayed a plain module
-    nnz: int
-    numel: int
-    reason: str = ""
-
-    @property
-    def density(self) -> float:
-        return self.nnz / self.numel if self.numel else 1.0
-
-
-@dataclass
-class SparsifyReport:
-    """What ``sparsify`` did, layer by layer. ``density`` counts the weights of the prunable layers
-    (also those that came out at density 1), not biases, norms, embeddings or excluded layers.
-    ``left_dense`` has the layers that stay as they are (excluded ones of a model that is sparse
-    already keep their format), each with the reason."""
-
-    layers: list[LayerReport] = field(default_factory=list)
-    left_dense: list[LayerReport] = field(default_factory=list)
-    plan: Plan | None = None  # what was measured, if there was an example
-
-    @property
-    def density(self) -> float:
-        numel = sum(layer.numel for layer in self.layers)
-        return sum(layer.nnz for layer in self.layers) / numel if numel else 1.0
-
-    def __str__(self) -> str:
-        rows = [
-            (
-                ", ".join(layer.names),
-                str(layer.shape),
-                layer.format,
-                f"{layer.density:.4f}",
-                layer.reason,
-            )
-            for layer in (*self.layers, *self.left_dense)
-        ]
-        rows = [("layer", "shape", "format", "density", ""), *rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, f"density of the sparse layers together: {self.density:.4f}"])
-
-
-@dataclass
-class Target:
-    """A dense weight that can become sparse, and the layers that use it."""
-
-    names: list[str]
-    weight: nn.Parameter
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape)
+from sparsekern.prune.masks import Given, given_masks
+from sparsekern.prune.report import LayerReport, SparsifyReport, Target, first_match
+from sparsekern.prune.scores import SCORES, Score
 
 
 def find_targets(
@@ -103,7 +40,7 @@ def find_targets(
     stem = _stem(model)
     for name, linear in dense_layers(model):
         reason = why_not_convertible(linear)
-        if reason is None and linear is stem:
+        if linear is stem:
             reason = f"the first convolution, with fewer than {STEM_CHANNELS} input channels"
         weight = linear._parameters.get("weight")
         if reason is None and weight is not None:
@@ -153,14 +90,6 @@ def _stem(model: nn.Module) -> nn.Module | None:
     return None
 
 
-def first_match(names: Sequence[str], patterns: Sequence[str]) -> str | None:
-    """The first ``fnmatch`` pattern that one of the names matches."""
-    for pattern in patterns:
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            return pattern
-    return None
-
-
 def _used_elsewhere(model: nn.Module) -> dict[int, str]:
     """Parameters of modules that cannot become sparse, by identity."""
     return {
@@ -207,7 +136,7 @@ def sparsify(
     model: nn.Module,
     density: float | None = None,
     *,
-    mask: str | None = None,
+    mask: str | Mapping[str, Tensor] | None = None,
     pattern: Pattern = UNSTRUCTURED,
     distribution: str = "erk",
     score: str = "magnitude",
@@ -222,8 +151,10 @@ def sparsify(
     Args:
         model: changed in place. An optimiser built before stays valid.
         density: fraction of weights kept over all converted layers, in [0, 1].
-        mask: "nonzero" keeps what is not zero now ("my checkpoint already has zeros, make it
-            fast") instead of ``density``.
+        mask: instead of ``density``: "nonzero" keeps what is not zero now ("my checkpoint already
+            has zeros, make it fast") and takes the masks of ``torch.nn.utils.prune``, whose
+            reparametrisation is removed; or a dict of bool tensors, shaped like the weights, by the
+            names of layers: the others stay dense.
         pattern: what masks may look like; only ``Unstructured()`` so far.
         distribution: "uniform", "er" or "erk": how the density is spread over layers.
         score: "magnitude" or "random": which weights are kept.
@@ -245,27 +176,42 @@ def sparsify(
     _check_choices(density, mask, pattern)
     scores = SCORES[score]
     targets, left_dense = find_targets(model, exclude)
+    given = None
+    if mask is not None:
+        given = given_masks(model, mask, targets, left_dense, exclude)
+        targets, left_dense = given.targets, given.dense
     if not targets:
         already = any(isinstance(module, SparseLayer) for module in model.modules())
         raise ValueError(
             "Expected a model with Linear or Conv2d layers to convert. Got none"
             f"{', the model is sparse already' if already else ''}."
         )
-    if density is None:
-        masks = [target.weight.detach() != 0 for target in targets]
-    else:
-        check_fraction(density, "density")
-        counts = kept_counts([target.shape for target in targets], density, distribution)
-        masks = [
-            mask_ops.topk(scores(target.weight.detach(), generator), count)
-            for target, count in zip(targets, counts, strict=True)
-        ]
-    report, _ = convert(model, targets, lambda i, _: masks[i], format=format)
+    if given is None:
+        given = Given(targets, _scored_masks(targets, scores, density, distribution, generator))
+    report, _ = convert(model, targets, given.mask, format=format)
+    given.note(report.layers)
     report.left_dense = left_dense
     note_reasons(model, report)
     if example is not None and any(row.format != "dense" for row in report.layers):
         report.plan = tune(model, example, training=training)
     return report
+
+
+def _scored_masks(
+    targets: list[Target],
+    scores: Score,
+    density: float | None,
+    distribution: str,
+    generator: torch.Generator | None,
+) -> list[Tensor]:
+    """The weights of highest score."""
+    assert density is not None
+    check_fraction(density, "density")
+    counts = kept_counts([target.shape for target in targets], density, distribution)
+    return [
+        mask_ops.topk(scores(target.weight.detach(), generator), count)
+        for target, count in zip(targets, counts, strict=True)
+    ]
 
 
 def note_reasons(model: nn.Module, report: SparsifyReport) -> None:
@@ -276,13 +222,18 @@ def note_reasons(model: nn.Module, report: SparsifyReport) -> None:
                 note_left_dense(model.get_submodule(name), row.reason)
 
 
-def _check_choices(density: float | None, mask: str | None, pattern: Pattern) -> None:
+def _check_choices(
+    density: float | None, mask: str | Mapping[str, Tensor] | None, pattern: Pattern
+) -> None:
     """Refuses arguments of :func:`sparsify` that contradict each other."""
     if not isinstance(pattern, Unstructured):
         raise NotImplementedError(f"Expected pattern to be Unstructured(). Got {pattern!r}.")
     if (density is None) == (mask is None):
+        got = "a dict" if isinstance(mask, Mapping) else describe(mask)
         raise ValueError(
-            f"Expected either density or mask. Got density={density!r} and mask={mask!r}."
+            f"Expected either density or mask. Got density={density!r} and mask={got}."
         )
-    if mask is not None and mask != "nonzero":
-        raise ValueError(f"Expected mask to be 'nonzero'. Got {mask!r}.")
+    if mask is not None and mask != "nonzero" and not isinstance(mask, Mapping):
+        raise ValueError(
+            f"Expected mask to be 'nonzero' or a dict of tensors. Got {describe(mask)}."
+        )
