@@ -11,6 +11,7 @@ from torch.nn.modules.utils import _pair
 
 from sparsekern._checks import check_fraction, check_positive
 from sparsekern.formats import SparseFormat
+from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
 from sparsekern.nn.layer import SparseLayer, format_class, format_from_dense
 from sparsekern.ops import mask as mask_ops
@@ -170,7 +171,7 @@ class SparseConv2d(SparseLayer):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, around, mode)
         return self.format.conv2d(
-            x,
+            as_under_autocast(x),
             self.bias,
             stride=self.stride,
             padding=padding,

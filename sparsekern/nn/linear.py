@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsekern._checks import check_fraction, check_positive
 from sparsekern.formats import SparseFormat
+from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
 from sparsekern.nn.layer import SparseLayer, format_class, format_from_dense
 from sparsekern.ops import mask as mask_ops
@@ -118,8 +119,8 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor) and x.is_nested:
-            return on_nested(lambda rows: self.format.linear(rows, self.bias), x)
-        return self.format.linear(x, self.bias)
+            return on_nested(self.forward, x)
+        return self.format.linear(as_under_autocast(x), self.bias)
 
     def extra_repr(self) -> str:
         return (
