@@ -1,5 +1,6 @@
 """Drop-in sparse modules, and conversion of models to and from them."""
 
+from sparsekern.nn.channels import ChannelReport, remove_channels
 from sparsekern.nn.checkpoint import LoadReport, load, save
 from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.convert import densify, sparse_layers, to_sparse
@@ -11,6 +12,7 @@ from sparsekern.nn.transposed import SparseTransposedLinear
 from sparsekern.nn.tune import tune
 
 __all__ = [
+    "ChannelReport",
     "LoadReport",
     "SparseConv2d",
     "SparseLayer",
@@ -20,6 +22,7 @@ __all__ = [
     "densify",
     "explain",
     "load",
+    "remove_channels",
     "save",
     "sparse_layers",
     "to_sparse",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsekern._checks import check_model
 from sparsekern.formats import FORMATS, SparseFormat, choose_format
+from sparsekern.nn.channels import remove_channels as cut_channels
 from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.linear import SparseLinear
@@ -94,10 +96,13 @@ def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLayer:
     return SparseLinear.from_format(stored, bias)
 
 
-def densify(model: Model) -> Model:
+def densify(model: Model, *, remove_channels: bool = False) -> Model:
     """A copy of the model with plain torch layers, zeros included; ``model`` is left alone.
 
-    Tied sparse layers become layers that share one dense weight.
+    Tied sparse layers become layers that share one dense weight. With ``remove_channels``, channels
+    that are constant or that no later layer reads are cut out where the outputs provably stay the
+    same, which makes the layers smaller; what was and was not removed is logged ("sparsekern",
+    INFO). Call ``sk.nn.remove_channels(dense)`` yourself to have it as a report.
     """
     check_model(model)
     dense = copy.deepcopy(model)
@@ -111,6 +116,8 @@ def densify(model: Model) -> Model:
         if name == "":
             return linear
         set_submodule(dense, name, linear)
+    if remove_channels:
+        logging.getLogger("sparsekern").info("%s", cut_channels(dense))
     return dense
 
 
