@@ -29,6 +29,7 @@ from sparsekern.prune.adopt import adopt
 from sparsekern.prune.distributed import any_rank, average_, from_rank_zero, is_distributed
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Clock, Layer, Method
+from sparsekern.prune.saved import check_state
 from sparsekern.prune.scores import SCORES
 from sparsekern.prune.sparsify import (
     LayerReport,
@@ -344,11 +345,11 @@ class Pruner:
         """Continues where :meth:`state_dict` was taken. Load the model's state first.
 
         Raises:
-            ValueError: the state of another method or of a run of another length.
+            TypeError, ValueError: not the whole state of a Pruner, or one of another method, of a
+                run of another length or of other layers; nothing is changed then.
         """
-        for key, own in (("method", self.method.name), ("total_steps", self.total_steps)):
-            if state[key] != own:
-                raise ValueError(f"Expected a checkpoint with {key} {own!r}. Got {state[key]!r}.")
+        own = {"method": self.method.name, "total_steps": self.total_steps}
+        check_state(state, own, [layer.name for layer in self.layers])
         self.steps = state["steps"]
         self._due = state["due"]
         self.generator.set_state(state["generator"])

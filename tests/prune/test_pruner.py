@@ -303,7 +303,9 @@ def test_bad_arguments() -> None:
         Pruner(model, optimizer, Static(), total_steps=10, format="coo")
     with pytest.raises(ValueError, match="Expected format to be auto or masked for gmp"):
         Pruner(model, optimizer, GMP(), total_steps=10, format="csr")
-    with pytest.raises(ValueError, match="Expected a model with Linear or Conv2d layers to prune. Got none"):
+    with pytest.raises(
+        ValueError, match="Expected a model with Linear or Conv2d layers to prune. Got none"
+    ):
         Pruner(nn.Sequential(nn.ReLU()), optimizer, Static(), total_steps=10)
     with pytest.raises(ValueError, match="Expected total_steps to be at least 2 for gmp. Got 1"):
         Pruner(model, optimizer, GMP(), total_steps=1)
