@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsekern._checks import check_dtype, check_shape, check_tensor
+from sparsekern._checks import check_mask
 from sparsekern._extension import native
 from sparsekern._registry import Registry
 
@@ -274,10 +274,8 @@ class SparseFormat(nn.Module, ABC):
         return rows, self.numel // rows if rows else 0
 
     def _check_mask(self, mask: Tensor) -> Tensor:
-        check_tensor(mask, "mask")
-        check_dtype(mask, "mask", (torch.bool,))
-        check_shape(mask, "mask", self.shape)
-        return mask.to(self.parameter.device)
+        check_mask(mask, self.shape, self.parameter.device)
+        return mask
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -313,11 +311,17 @@ class SparseFormat(nn.Module, ABC):
                 f"{', '.join(sorted(own))}. Got {', '.join(sorted(found))}: convert the layer to "
                 "the checkpoint's format first."
             )
-        if "version" in found and int(state_dict[prefix + "version"]) != FORMAT_VERSION:
-            return (
-                f"Expected {prefix}version to be {FORMAT_VERSION}. Got "
-                f"{int(state_dict[prefix + 'version'])}, written by another version of sparsekern."
-            )
+        for key in sorted(own & found):
+            value = state_dict[prefix + key]
+            if not isinstance(value, Tensor):
+                return f"Expected {prefix}{key} to be a tensor. Got {type(value).__name__}."
+        if "version" in found:
+            version = state_dict[prefix + "version"].tolist()
+            if version != FORMAT_VERSION:
+                return (
+                    f"Expected {prefix}version to be {FORMAT_VERSION}. Got {version}, written by "
+                    "another version of sparsekern."
+                )
         if found == own:
             return self._refuse_content(state_dict, prefix)
         return None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern._checks import check_mask, check_shape, check_tensor
 from sparsekern.formats.base import (
     FORMATS,
     FormatBytes,
@@ -43,6 +43,14 @@ class CsrFormat(SparseFormat):
 
     def __init__(self, values: Tensor, index: CsrIndex, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
+        check_tensor(values, "values")
+        if not isinstance(index, CsrIndex):
+            raise TypeError(f"Expected index to be a CsrIndex. Got {type(index).__name__}.")
+        rows = self.shape[0]
+        check_shape(index.crow, "crow of index", (rows + 1,))
+        check_shape(index.crow_t, "crow_t of index", (self.shape[1] + 1,))
+        for name in ("col", "col_t", "perm"):
+            check_shape(getattr(index, name), f"{name} of index", (index.nnz,))
         check_shape(values, "values", (index.nnz,))
         self.values = nn.Parameter(values)
         for name, tensor in zip(CsrIndex._fields, index, strict=True):
@@ -53,9 +61,7 @@ class CsrFormat(SparseFormat):
         check_tensor(weight, "weight")
         weight = weight.detach()
         mask = weight != 0 if mask is None else mask
-        check_dtype(mask, "mask", (torch.bool,))
-        check_shape(mask, "mask", tuple(weight.shape))
-        check_device(mask, "mask", weight.device, "weight")
+        check_mask(mask, tuple(weight.shape), weight.device)
         index = csr.index_from_mask(mask)
         values = csr.gather(weight.flatten(1), index.crow, index.col)
         return cls(values, index, tuple(weight.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,17 @@ from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
+
+CALL_HOOKS = (  # what torch.nn.Module keeps of hooks on calls
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,17 +66,19 @@ def to_sparse(
     Returns:
         The format, shared by all named layers.
     """
-    first = model.get_submodule(names[0])
-    parameter = first.weight
+    stored = build_format(model.get_submodule(names[0]), mask, format=format, master=master)
+    install(model, names, stored)
+    return stored
+
+
+def build_format(dense: nn.Module, mask: Tensor, *, format: str, master: str) -> SparseFormat:
+    """What a dense layer's weight becomes (arguments of :func:`to_sparse`); changes nothing."""
+    parameter = dense.weight
     assert isinstance(parameter, nn.Parameter)
     if format == "auto":
         density = int(torch.count_nonzero(mask)) / max(mask.numel(), 1)
         format = choose_format(density, parameter.device, master)
-    stored = FORMATS[format].from_dense(
-        as_stored(first, parameter.detach()), as_stored(first, mask)
-    )
-    install(model, names, stored)
-    return stored
+    return FORMATS[format].from_dense(as_stored(dense, parameter.detach()), as_stored(dense, mask))
 
 
 def as_stored(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -83,7 +96,45 @@ def install(model: nn.Module, names: list[str], stored: SparseFormat) -> None:
         dense = model.get_submodule(name)
         layer = sparse_twin(dense, stored)
         layer.train(dense.training)
+        carry_hooks(dense, layer)
         set_submodule(model, name, layer)
+
+
+def install_all(model: nn.Module, built: list[tuple[list[str], SparseFormat]]) -> None:
+    """:func:`install` for many weights, all or none: an error leaves the model as it was."""
+    undo: list[Callable[[], None]] = []
+    try:
+        for names, stored in built:
+            undo.append(_put_back(model, names))
+            install(model, names, stored)
+    except BaseException:
+        for step in undo:
+            step()
+        raise
+
+
+def _put_back(model: nn.Module, names: list[str]) -> Callable[[], None]:
+    """Brings back what stands in the named places now."""
+    layers = {name: model.get_submodule(name) for name in names}
+    weight = layers[names[0]].weight
+    assert isinstance(weight, nn.Parameter)
+    data, gradient = weight.data, weight.grad
+
+    def step() -> None:
+        for name, layer in layers.items():
+            set_submodule(model, name, layer)
+        weight.data = data
+        weight.grad = gradient
+
+    return step
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Lets a layer have the hooks on calls (forward, backward, before either) of the one that it
+    replaces; handles that remove them stay valid. Those on the state_dict speak of keys that the
+    new layer does not have, and stay behind."""
+    for name in CALL_HOOKS:
+        setattr(new, name, getattr(old, name))
 
 
 def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLayer:
@@ -99,20 +150,28 @@ def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLayer:
 def densify(model: Model, *, remove_channels: bool = False) -> Model:
     """A copy of the model with plain torch layers, zeros included; ``model`` is left alone.
 
-    Tied sparse layers become layers that share one dense weight. With ``remove_channels``, channels
-    that are constant or that no later layer reads are cut out where the outputs provably stay the
-    same, which makes the layers smaller; what was and was not removed is logged ("sparsekern",
-    INFO). Call ``sk.nn.remove_channels(dense)`` yourself to have it as a report.
+    Tied sparse layers become layers that share one dense weight, a layer that stands in two places
+    one that does. Frozen parameters stay frozen; hooks on calls come along.
+
+    With ``remove_channels``, channels that are constant or that no later layer reads are cut out
+    where the outputs provably stay the same, which makes the layers smaller; what was and was not
+    removed is logged ("sparsekern", INFO). ``sk.nn.remove_channels(dense)`` returns it as a report.
     """
     check_model(model)
     dense = copy.deepcopy(model)
-    shared: dict[int, nn.Parameter] = {}
-    for name, module in list(dense.named_modules()):
+    shared: dict[int, Any] = {}  # by what the sparse layers share
+    done: dict[int, Any] = {}  # by the sparse layer
+    for name, module in list(dense.named_modules(remove_duplicate=False)):
         if not isinstance(module, SparseLayer):
             continue
-        linear: Any = module.to_dense()
-        weight = nn.Parameter(linear.weight.detach())
-        linear.weight = shared.setdefault(id(module.format), weight)
+        if id(module) not in done:
+            linear: Any = module.to_dense()
+            carry_hooks(module, linear)
+            linear.weight = shared.setdefault(id(module.format), linear.weight)
+            if module.bias is not None:
+                linear.bias = shared.setdefault(id(module.bias), linear.bias)
+            done[id(module)] = linear
+        linear = done[id(module)]
         if name == "":
             return linear
         set_submodule(dense, name, linear)

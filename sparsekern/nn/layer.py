@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sparsekern._checks import check_fraction
+from sparsekern._checks import check_fraction, check_mask
 from sparsekern.formats import FORMATS, SparseFormat, TopologyChange, choose_format
 from sparsekern.ops import mask as mask_ops
 
@@ -72,9 +72,13 @@ class SparseLayer(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """A plain ``weight`` of a dense checkpoint takes the current mask."""
+        error_msgs: list[str] = args[-1] if args else kwargs["error_msgs"]
         dense = state_dict.pop(prefix + "weight", None)
-        if dense is not None:
-            self._take_dense(dense, state_dict, prefix, args[-1] if args else kwargs["error_msgs"])
+        if isinstance(dense, Tensor):
+            self._take_dense(dense, state_dict, prefix, error_msgs)
+        elif dense is not None:
+            got = type(dense).__name__
+            error_msgs.append(f"Expected {prefix}weight to be a tensor. Got {got}.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _take_dense(
@@ -108,6 +112,7 @@ def format_from_dense(
         mask = mask_ops.topk(weight.abs().float(), round(density * weight.numel()))
     elif mask is None:
         mask = weight != 0
+    check_mask(mask, tuple(weight.shape), weight.device)
     return format_class(format, mask).from_dense(weight, mask)
 
 

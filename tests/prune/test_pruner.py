@@ -10,7 +10,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 import sparsekern as sk
 from sparsekern.formats import CsrFormat, MaskedFormat
-from sparsekern.prune import GMP, SET, Pruner, RigL, Static
+from sparsekern.prune import GMP, SET, Method, Pruner, RigL, Static
 
 
 def model_and_optimizer(**options: float) -> tuple[nn.Sequential, torch.optim.Optimizer]:
@@ -214,6 +214,19 @@ def test_momentum_built_before_conversion_is_reset() -> None:
     optimizer.step()
 
 
+@pytest.mark.parametrize("method", [Static, RigL, SET, GMP])
+def test_a_tiny_density_leaves_no_layer_empty(method: type[Method]) -> None:
+    """The density that came out is what is reported."""
+    model, optimizer = model_and_optimizer()
+    pruner = Pruner(model, optimizer, method(density=1e-9), total_steps=4)
+    for _ in range(4):
+        backward(model)
+        pruner.step()
+        optimizer.zero_grad()
+    assert [layer.nnz for layer in pruner.layers] == [1, 1, 1]
+    assert pruner.density == 3 / (32 * 64 + 64 * 64 + 64 * 4)
+
+
 def test_tied_weights_are_updated_once() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -409,6 +422,47 @@ def test_sparsify_report_and_errors() -> None:
             sk.sparsify(fresh, **arguments)
     with pytest.raises(ValueError, match="Got none, the model is sparse already"):
         sk.sparsify(nn.Sequential(model[0]), 0.1)
+
+
+def test_conversion_is_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails, at whatever layer: modules, weights and gradients are as they were."""
+
+    def assert_fails(format: str, kind: type[Exception]) -> None:
+        modules, values = list(model), [p.detach().clone() for p in model.parameters()]
+        gradients = [p.grad for p in model.parameters()]
+        with pytest.raises(kind):
+            sk.sparsify(model, 0.1, format=format)
+        with pytest.raises(kind):
+            Pruner(model, optimizer, Static(density=0.1), total_steps=9, format=format)
+        assert list(model) == modules
+        for parameter, value, gradient in zip(model.parameters(), values, gradients, strict=True):
+            assert parameter.grad is gradient
+            assert torch.equal(parameter, value)
+
+    model, optimizer = model_and_optimizer()
+    backward(model)
+    from_dense = CsrFormat.from_dense
+
+    def fail_at_the_last(weight: torch.Tensor, mask: torch.Tensor) -> CsrFormat:
+        if weight.shape == (4, 64):
+            raise MemoryError
+        return from_dense(weight, mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsrFormat, "from_dense", fail_at_the_last)
+        assert_fails("csr", MemoryError)
+    loss = model[4](torch.randn(8, 64)).sum()  # a graph that remembers the last layer's shape
+    assert_fails("csr", RuntimeError)
+    del loss
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsrFormat, "adopt", fail)
+        assert_fails("csr", MemoryError)
+    assert len(sk.sparsify(model, 0.1, format="csr").layers) == 3
+    backward(model)
 
 
 def test_sparsify_nonzero() -> None:

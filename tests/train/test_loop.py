@@ -13,16 +13,17 @@ from torch import nn
 from sparsekern.data import Dataset
 from sparsekern.data.images import CropAndFlip, Standardize
 from sparsekern.nn import sparse_layers
+from sparsekern.prune import METHODS
 from sparsekern.train.callbacks import Callback
 from sparsekern.train.checkpoint import Checkpoints, Progress
 from sparsekern.train.loop import evaluate, train
 from sparsekern.train.metrics import MetricsLog, Row
 from sparsekern.train.network import Network, build_network
 from sparsekern.train.recipe import Recipe
-from sparsekern.train.recipe_file import load_recipe
+from sparsekern.train.recipe_file import bundled_recipes, load_recipe
 from tests.train.conftest import assert_same_training
 
-METHODS = ["rigl", "set", "static", "gmp"]
+NAMES = [name for name in METHODS if f"digits-{name}" in bundled_recipes()]
 
 
 class Stop(Callback):
@@ -76,13 +77,20 @@ def test_learns(tiny: Callable[..., Recipe], tmp_path: Path, name: str):
     assert network.density == pytest.approx(0.2 if name == "sparse" else 1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_same_seed_same_bits(tiny: Callable[..., Recipe], tmp_path: Path, method: str):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         _train(tiny(method), tmp_path / folder)
     assert_same_training(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
     assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
+
+
+def test_lost_metrics_are_noticed_before_training(tiny: Callable[..., Recipe], tmp_path: Path):
+    _train(tiny("static"), tmp_path, stop=5)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="for each of 4 epochs of sparse, seed 0, .* Got 0"):
+        _train(tiny("static"), tmp_path)
 
 
 def test_other_seed_other_bits(tiny: Callable[..., Recipe], tmp_path: Path):
@@ -94,7 +102,7 @@ def test_other_seed_other_bits(tiny: Callable[..., Recipe], tmp_path: Path):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_interrupted_equals_uninterrupted(
     tiny: Callable[..., Recipe], tmp_path: Path, method: str, optimizer: str
 ):
