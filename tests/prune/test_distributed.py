@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from pathlib import Path
@@ -27,7 +28,8 @@ def _train(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     try:
         for name in METHODS:
-            options = {} if name == "static" else {"update_every": 3}
+            fields = {field.name for field in dataclasses.fields(METHODS[name])}
+            options = {"update_every": 3} if "update_every" in fields else {}
             torch.manual_seed(0)
             model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparsekern.prune import METHODS
 from sparsekern.train import run as run_module
 from sparsekern.train.recipe import Recipe
 from sparsekern.train.recipe_file import load_recipe
@@ -20,7 +22,6 @@ TINY = (
     "epochs=12",
     "checkpoint_every=4",
 )
-UPDATES = {"rigl": ("method.update_every=9",), "set": ("method.update_every=9",)}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,9 @@ def tiny() -> Callable[..., Recipe]:
     """``tiny("gmp", "epochs=3")``: the bundled recipe of a method, made small."""
 
     def make(method: str = "rigl", *overrides: str) -> Recipe:
-        return load_recipe(f"digits-{method}", [*TINY, *UPDATES.get(method, ()), *overrides])
+        fields = {field.name for field in dataclasses.fields(METHODS[method])}
+        often = ["method.update_every=9"] if "update_every" in fields else []
+        return load_recipe(f"digits-{method}", [*TINY, *often, *overrides])
 
     return make
 

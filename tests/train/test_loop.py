@@ -13,16 +13,17 @@ from torch import nn
 from sparsekern.data import Dataset
 from sparsekern.data.images import CropAndFlip, Standardize
 from sparsekern.nn import sparse_layers
+from sparsekern.prune import METHODS
 from sparsekern.train.callbacks import Callback
 from sparsekern.train.checkpoint import Checkpoints, Progress
 from sparsekern.train.loop import evaluate, train
 from sparsekern.train.metrics import MetricsLog, Row
 from sparsekern.train.network import Network, build_network
 from sparsekern.train.recipe import Recipe
-from sparsekern.train.recipe_file import load_recipe
+from sparsekern.train.recipe_file import bundled_recipes, load_recipe
 from tests.train.conftest import assert_same_training
 
-METHODS = ["rigl", "set", "static", "gmp"]
+NAMES = [name for name in METHODS if f"digits-{name}" in bundled_recipes()]
 
 
 class Stop(Callback):
@@ -76,7 +77,7 @@ def test_learns(tiny: Callable[..., Recipe], tmp_path: Path, name: str):
     assert network.density == pytest.approx(0.2 if name == "sparse" else 1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_same_seed_same_bits(tiny: Callable[..., Recipe], tmp_path: Path, method: str):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -94,7 +95,7 @@ def test_other_seed_other_bits(tiny: Callable[..., Recipe], tmp_path: Path):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_interrupted_equals_uninterrupted(
     tiny: Callable[..., Recipe], tmp_path: Path, method: str, optimizer: str
 ):

@@ -9,7 +9,7 @@ import pytest
 
 from sparsekern.data import DATASETS
 from sparsekern.models import MLP
-from sparsekern.prune import RigL
+from sparsekern.prune import METHODS, RigL
 from sparsekern.train.learning_rate import Cosine
 from sparsekern.train.optimizers import AdamW
 from sparsekern.train.recipe import Recipe
@@ -44,6 +44,7 @@ def _sentence(values: dict[str, Any]) -> str:
     return str(error.value)
 
 
+METHOD_NAMES = ", ".join(sorted(METHODS))
 METHOD_KEYS = "name, density, distribution, update_every, drop_fraction, end"
 SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
 
@@ -69,8 +70,8 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
         ("baselines.big", True, "Expected keys of baselines to be among dense, small_dense, "),
         ("epoch", 3, "Expected keys of the recipe to be among name, description, data, "),
         # unknown names
-        ("method.name", "riggl", "Expected method.name to be one of gmp, rigl, set, static. Got"),
-        ("method", "nope", "Expected method.name to be one of gmp, rigl, set, static. Got 'nope'."),
+        ("method.name", "riggl", f"Expected method.name to be one of {METHOD_NAMES}. Got 'riggl'"),
+        ("method", "nope", f"Expected method.name to be one of {METHOD_NAMES}. Got 'nope'."),
         ("optimizer.name", "muon", "Expected optimizer.name to be one of adamw, sgd. Got 'muon'."),
         ("learning_rate", "cos", "Expected learning_rate.name to be one of constant, cosine, "),
         ("data.name", 3, f"Expected data.name to be one of {DATA}. Got 3."),
