@@ -75,7 +75,10 @@ class SET(Method):
         return super().grow(layer, count, allowed & ~layer.mask())
 
     def grow_scores(self, layer: Layer) -> Tensor:
-        return SCORES["random"](torch.empty(layer.format.shape), layer.generator)
+        device = layer.format.parameter.device
+        return SCORES["random"](
+            torch.empty((), device=device).expand(layer.format.shape), layer.generator
+        )
 
 
 METHODS.add(SET.name, SET)

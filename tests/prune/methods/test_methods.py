@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -90,6 +92,15 @@ def test_set_grows_only_inactive_positions() -> None:
     assert int((mask & ~ACTIVE).sum()) == 2
     view.format.set_mask(mask)
     assert (view.format.to_dense()[mask & ~ACTIVE] == 0).all()
+
+
+def test_set_draws_where_the_layer_is() -> None:
+    """On the CPU, so that every device sees the same numbers, and then sent to the layer."""
+    stored = SimpleNamespace(shape=(2, 4), parameter=torch.empty(6, device="meta"))
+    view = SimpleNamespace(format=stored, generator=torch.Generator().manual_seed(0))
+    scores = SET().grow_scores(view)  # type: ignore[arg-type]
+    assert scores.shape == (2, 4)
+    assert scores.device.type == "meta"
 
 
 def test_gmp_by_hand() -> None:
