@@ -1,9 +1,9 @@
 """Checkpoints: folders that are complete or not there.
 
 ``step-00000420/`` holds ``model.safetensors`` (weights and topology; ``sk.load`` reads it),
-``state.pt`` (optimiser, pruner, plan, random numbers) and ``meta.json`` (what it belongs to, and
-the other files' checksums). It is written under a temporary name, brought to the disk and renamed;
-older ones go only then.
+``state.pt`` (optimiser, pruner, plan, random numbers) and ``meta.json`` (what it belongs to, the
+other files' checksums and its own). It is written under a temporary name, brought to the disk and
+renamed; older ones go only then.
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ from sparsekern.nn.tensor_file import read_tensors
 from sparsekern.train.files import remove_leftovers, write_folder_atomically
 from sparsekern.train.network import Network
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
+META_KEYS: dict[str, tuple[type, ...]] = {
+    "epoch": (int,),
+    "step": (int,),
+    "seconds": (float, int),
+    "files": (dict,),
+    "sha256": (str,),
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Checkpoints:
                 "seconds": progress.seconds,
                 "files": {name: _checksum(folder / name) for name in (MODEL, STATE)},
             }
+            meta["sha256"] = _digest(meta)
             (folder / META).write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
 
         write_folder_atomically(path, fill)
@@ -81,12 +89,20 @@ class Checkpoints:
         """Brings a fresh network to where the newest checkpoint was taken, if there is one.
 
         Raises:
-            ValueError: the checkpoint is damaged, of another version or of another recipe; the
-                sentence names the file and what is wrong with it.
+            ValueError: the checkpoint is damaged, cannot be read, is of another version or of
+                another recipe; the sentence names the file and what is wrong with it.
         """
         path = self.newest()
         if path is None:
             return Progress()
+        try:
+            return self._restore(network, path)
+        except OSError as error:
+            raise ValueError(
+                f"Expected {error.filename or path} to be readable. Got: {error.strerror or error}."
+            ) from None
+
+    def _restore(self, network: Network, path: Path) -> Progress:
         meta = self._read_meta(path / META, network)
         for name, checksum in meta["files"].items():
             _check_file(path / name, checksum)
@@ -123,13 +139,14 @@ class Checkpoints:
             meta: dict[str, Any] = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             raise ValueError(f"Expected a checkpoint with {path}. Got no such file.") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"Expected {path} to be JSON. Got something else.") from None
         version = meta.get("format_version") if isinstance(meta, dict) else None
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"Expected {path} to have format_version {FORMAT_VERSION}. Got {version!r}."
             )
+        _check_meta(meta, path)
         for key, own in self._owner(network).items():
             if meta.get(key) != own:
                 raise ValueError(
@@ -157,6 +174,32 @@ def _read_state(path: Path) -> dict[str, Any]:
         reason = str(error).split("\n")[0]
         raise ValueError(f"Expected {path} to be a file of torch.save. Got: {reason}") from None
     return state
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    """Checksum of what ``meta.json`` says besides the checksum itself."""
+    content = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_meta(meta: dict[str, Any], path: Path) -> None:
+    """Raises ValueError unless ``meta.json`` holds what was written."""
+    for key, kinds in META_KEYS.items():
+        value = meta.get(key)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(
+                f"Expected {path} to have {key} of type {kinds[0].__name__}. Got {value!r}: the "
+                "file is damaged."
+            )
+    if set(meta["files"]) != {MODEL, STATE}:
+        raise ValueError(
+            f"Expected {path} to have checksums of {MODEL} and {STATE}. "
+            f"Got {', '.join(sorted(meta['files'])) or 'none'}: the file is damaged."
+        )
+    if meta["sha256"] != _digest(meta):
+        raise ValueError(
+            f"Expected {path} to have the checksum that it says. Got another: the file is damaged."
+        )
 
 
 def _checksum(path: Path) -> dict[str, Any]:

@@ -170,8 +170,10 @@ def test_missing_file(checkpoints: Checkpoints, network: Network, name: str):
     ("content", "sentence"),
     [
         ("{", "to be JSON. Got something else."),
-        ("[]", "to have format_version 1. Got None."),
-        ('{"format_version": 2}', "to have format_version 1. Got 2."),
+        ("[" * 100_000, "to be JSON. Got something else."),
+        ("[]", "to have format_version 2. Got None."),
+        ('{"format_version": 1}', "to have format_version 2. Got 1."),
+        ('{"format_version": 2}', "to have epoch of type int. Got None: the file is damaged."),
     ],
 )
 def test_damaged_meta(checkpoints: Checkpoints, network: Network, content: str, sentence: str):
@@ -180,11 +182,56 @@ def test_damaged_meta(checkpoints: Checkpoints, network: Network, content: str, 
     assert _sentence(checkpoints, network) == f"Expected {path} {sentence}"
 
 
+@pytest.mark.parametrize("key", ["epoch", "step", "seconds", "recipe", "seed", "width", "files"])
+def test_changed_meta(checkpoints: Checkpoints, network: Network, key: str):
+    """One digit of a number or of a checksum is another one."""
+    path = checkpoints.save(network, Progress(1, 7, 2.5)) / "meta.json"
+    head, tail = path.read_text().split(f'"{key}"')
+    digit = next(character for character in tail if character.isdigit())
+    path.write_text(f'{head}"{key}"{tail.replace(digit, str((int(digit) + 1) % 10), 1)}')
+    assert _sentence(checkpoints, network) == (
+        f"Expected {path} to have the checksum that it says. Got another: the file is damaged."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epoch": "3"}, "to have epoch of type int. Got '3': the file is damaged."),
+        ({"step": True}, "to have step of type int. Got True: the file is damaged."),
+        ({"seconds": None}, "to have seconds of type float. Got None: the file is damaged."),
+        ({"files": []}, "to have files of type dict. Got []: the file is damaged."),
+        ({"sha256": 1}, "to have sha256 of type str. Got 1: the file is damaged."),
+        (
+            {"files": {"state.pt": {}}},
+            "to have checksums of model.safetensors and state.pt. Got state.pt: the file is "
+            "damaged.",
+        ),
+    ],
+)
+def test_meta_of_another_kind(
+    checkpoints: Checkpoints, network: Network, changes: dict[str, object], sentence: str
+):
+    path = checkpoints.save(network, Progress(1, 7, 2.5)) / "meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert _sentence(checkpoints, network) == f"Expected {path} {sentence}"
+
+
+def test_a_file_that_cannot_be_read(checkpoints: Checkpoints, network: Network):
+    path = checkpoints.save(network, Progress(1, 7, 2.5)) / "meta.json"
+    path.unlink()
+    path.mkdir()
+    assert _sentence(checkpoints, network) == (
+        f"Expected {path} to be readable. Got: Is a directory."
+    )
+
+
 def _rewrite(folder: Path, name: str, content: bytes) -> None:
     """Replaces a file and its checksum: what is left are mistakes of the content."""
     (folder / name).write_bytes(content)
     meta = json.loads((folder / "meta.json").read_text())
     meta["files"][name] = checkpoint_module._checksum(folder / name)
+    meta["sha256"] = checkpoint_module._digest(meta)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
