@@ -43,6 +43,15 @@ def check_shape(value: Tensor, name: str, expected: Sequence[int]) -> None:
         raise ValueError(f"Expected {name} to have shape {tuple(expected)}. Got {shape(value)}.")
 
 
+def check_mask(value: object, expected: Sequence[int], device: torch.device) -> None:
+    """Raises unless ``value`` is a bool tensor shaped like a weight, on that weight's device."""
+    check_tensor(value, "mask")
+    assert isinstance(value, Tensor)
+    check_dtype(value, "mask", (torch.bool,))
+    check_shape(value, "mask", expected)
+    check_device(value, "mask", device, "weight")
+
+
 def check_model(value: object) -> None:
     """Raises TypeError unless ``value`` is a module."""
     if not isinstance(value, nn.Module):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsekern._checks import check_dtype, check_shape, check_tensor
+from sparsekern._checks import check_mask
 from sparsekern._extension import native
 from sparsekern._registry import Registry
 
@@ -274,10 +274,8 @@ class SparseFormat(nn.Module, ABC):
         return rows, self.numel // rows if rows else 0
 
     def _check_mask(self, mask: Tensor) -> Tensor:
-        check_tensor(mask, "mask")
-        check_dtype(mask, "mask", (torch.bool,))
-        check_shape(mask, "mask", self.shape)
-        return mask.to(self.parameter.device)
+        check_mask(mask, self.shape, self.parameter.device)
+        return mask
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

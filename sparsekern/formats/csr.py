@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern._checks import check_mask, check_shape, check_tensor
 from sparsekern.formats.base import (
     FORMATS,
     FormatBytes,
@@ -53,9 +53,7 @@ class CsrFormat(SparseFormat):
         check_tensor(weight, "weight")
         weight = weight.detach()
         mask = weight != 0 if mask is None else mask
-        check_dtype(mask, "mask", (torch.bool,))
-        check_shape(mask, "mask", tuple(weight.shape))
-        check_device(mask, "mask", weight.device, "weight")
+        check_mask(mask, tuple(weight.shape), weight.device)
         index = csr.index_from_mask(mask)
         values = csr.gather(weight.flatten(1), index.crow, index.col)
         return cls(values, index, tuple(weight.shape))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern._checks import check_mask, check_tensor
 from sparsekern.formats.base import (
     FORMATS,
     FormatBytes,
@@ -39,6 +39,7 @@ class MaskedFormat(SparseFormat):
     bits: Tensor
 
     def __init__(self, weight: Tensor, mask: Tensor, variant: str = "auto") -> None:
+        check_mask(mask, tuple(weight.shape), weight.device)
         super().__init__(tuple(weight.shape))
         self._check_variant(variant)
         self.weight = nn.Parameter(weight)
@@ -55,9 +56,6 @@ class MaskedFormat(SparseFormat):
         check_tensor(weight, "weight")
         weight = weight.detach().clone(memory_format=torch.contiguous_format)
         mask = weight != 0 if mask is None else mask
-        check_dtype(mask, "mask", (torch.bool,))
-        check_shape(mask, "mask", tuple(weight.shape))
-        check_device(mask, "mask", weight.device, "weight")
         return cls(weight, mask, variant)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sparsekern._checks import check_fraction
+from sparsekern._checks import check_fraction, check_mask
 from sparsekern.formats import FORMATS, SparseFormat, TopologyChange, choose_format
 from sparsekern.ops import mask as mask_ops
 
@@ -108,6 +108,7 @@ def format_from_dense(
         mask = mask_ops.topk(weight.abs().float(), round(density * weight.numel()))
     elif mask is None:
         mask = weight != 0
+    check_mask(mask, tuple(weight.shape), weight.device)
     return format_class(format, mask).from_dense(weight, mask)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -264,17 +265,36 @@ def test_masked_csr_kernel_and_rule() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_masks(name: str) -> None:
-    stored, _, _ = make(name)
-    for mask, kind, sentence in (
+@pytest.mark.parametrize(
+    ("mask", "kind", "sentence"),
+    [
         (torch.ones(6, 8, dtype=torch.bool), ValueError, "Expected mask to have shape"),
         (torch.ones(6, 9), TypeError, "Expected mask to have dtype torch.bool"),
-        (None, TypeError, "Expected mask to be a tensor"),
-    ):
+        (
+            torch.ones(6, 9, dtype=torch.bool, device="meta"),
+            ValueError,
+            "Expected mask to be on cpu like weight. Got meta",
+        ),
+        ([[True] * 9] * 6, TypeError, "Expected mask to be a tensor. Got list"),
+        (0, TypeError, "Expected mask to be a tensor. Got int"),
+    ],
+)
+def test_bad_masks(name: str, mask: Any, kind: type[Exception], sentence: str) -> None:
+    stored, dense, before = make(name)
+    with pytest.raises(kind, match=sentence):
+        stored.set_mask(mask)
+    assert torch.equal(stored.mask(), before)
+    with pytest.raises(kind, match=sentence):
+        FORMATS[name].from_dense(dense, mask)
+    for format in (name, "auto"):
         with pytest.raises(kind, match=sentence):
-            stored.set_mask(mask)
-    with pytest.raises(ValueError, match="Expected mask to have shape"):
-        FORMATS[name].from_dense(torch.ones(2, 2), torch.ones(3, 2, dtype=torch.bool))
+            SparseLinear.from_dense(nn.Linear(9, 6), mask=mask, format=format)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_set_mask_needs_one(name: str) -> None:
+    with pytest.raises(TypeError, match="Expected mask to be a tensor. Got NoneType"):
+        make(name)[0].set_mask(None)
 
 
 @pytest.mark.parametrize("name", NAMES)
