@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -55,17 +55,19 @@ def to_sparse(
     Returns:
         The format, shared by all named layers.
     """
-    first = model.get_submodule(names[0])
-    parameter = first.weight
+    stored = build_format(model.get_submodule(names[0]), mask, format=format, master=master)
+    install(model, names, stored)
+    return stored
+
+
+def build_format(dense: nn.Module, mask: Tensor, *, format: str, master: str) -> SparseFormat:
+    """What a dense layer's weight becomes (arguments of :func:`to_sparse`); changes nothing."""
+    parameter = dense.weight
     assert isinstance(parameter, nn.Parameter)
     if format == "auto":
         density = int(torch.count_nonzero(mask)) / max(mask.numel(), 1)
         format = choose_format(density, parameter.device, master)
-    stored = FORMATS[format].from_dense(
-        as_stored(first, parameter.detach()), as_stored(first, mask)
-    )
-    install(model, names, stored)
-    return stored
+    return FORMATS[format].from_dense(as_stored(dense, parameter.detach()), as_stored(dense, mask))
 
 
 def as_stored(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -84,6 +86,35 @@ def install(model: nn.Module, names: list[str], stored: SparseFormat) -> None:
         layer = sparse_twin(dense, stored)
         layer.train(dense.training)
         set_submodule(model, name, layer)
+
+
+def install_all(model: nn.Module, built: list[tuple[list[str], SparseFormat]]) -> None:
+    """:func:`install` for many weights, all or none: an error leaves the model as it was."""
+    undo: list[Callable[[], None]] = []
+    try:
+        for names, stored in built:
+            undo.append(_put_back(model, names))
+            install(model, names, stored)
+    except BaseException:
+        for step in undo:
+            step()
+        raise
+
+
+def _put_back(model: nn.Module, names: list[str]) -> Callable[[], None]:
+    """Brings back what stands in the named places now."""
+    layers = {name: model.get_submodule(name) for name in names}
+    weight = layers[names[0]].weight
+    assert isinstance(weight, nn.Parameter)
+    data, gradient = weight.data, weight.grad
+
+    def step() -> None:
+        for name, layer in layers.items():
+            set_submodule(model, name, layer)
+        weight.data = data
+        weight.grad = gradient
+
+    return step
 
 
 def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLayer:

@@ -13,7 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern._checks import check_fraction, check_model, check_texts, describe
 from sparsekern.formats import FORMATS, SparseFormat
-from sparsekern.nn.convert import dense_layers, note_left_dense, to_sparse, why_not_convertible
+from sparsekern.nn.convert import (
+    build_format,
+    dense_layers,
+    install_all,
+    note_left_dense,
+    why_not_convertible,
+)
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.tune import tune
 from sparsekern.ops import mask as mask_ops
@@ -108,7 +114,11 @@ def convert(
     format: str,
     master: str = "compact",
 ) -> tuple[SparsifyReport, list[tuple[Target, SparseFormat]]]:
-    """Replaces the targets by sparse layers, in place; the last step of every conversion."""
+    """Replaces the targets by sparse layers, in place; the last step of every conversion.
+
+    All masks and formats are there before the first layer is replaced, and an error after that
+    brings all back.
+    """
     if isinstance(model, DistributedDataParallel):
         raise ValueError(
             "Expected the model to be made sparse before it is wrapped in "
@@ -117,7 +127,7 @@ def convert(
     if format != "auto":
         _ = FORMATS[format]
     report = SparsifyReport()
-    formats = []
+    formats: list[tuple[Target, SparseFormat]] = []
     for i, target in enumerate(targets):
         mask = masks(i, target)
         numel, shape = mask.numel(), target.shape
@@ -125,10 +135,12 @@ def convert(
         if nnz == numel and format == "auto" and master == "compact":
             row = LayerReport(target.names, shape, "dense", nnz, numel, "all weights kept")
         else:
-            stored = to_sparse(model, target.names, mask, format=format, master=master)
+            dense = model.get_submodule(target.names[0])
+            stored = build_format(dense, mask, format=format, master=master)
             formats.append((target, stored))
             row = LayerReport(target.names, shape, stored.name, nnz, numel)
         report.layers.append(row)
+    install_all(model, [(target.names, stored) for target, stored in formats])
     return report, formats
 
 

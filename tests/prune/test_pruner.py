@@ -411,6 +411,47 @@ def test_sparsify_report_and_errors() -> None:
         sk.sparsify(nn.Sequential(model[0]), 0.1)
 
 
+def test_conversion_is_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails, at whatever layer: modules, weights and gradients are as they were."""
+
+    def assert_fails(format: str, kind: type[Exception]) -> None:
+        modules, values = list(model), [p.detach().clone() for p in model.parameters()]
+        gradients = [p.grad for p in model.parameters()]
+        with pytest.raises(kind):
+            sk.sparsify(model, 0.1, format=format)
+        with pytest.raises(kind):
+            Pruner(model, optimizer, Static(density=0.1), total_steps=9, format=format)
+        assert list(model) == modules
+        for parameter, value, gradient in zip(model.parameters(), values, gradients, strict=True):
+            assert parameter.grad is gradient
+            assert torch.equal(parameter, value)
+
+    model, optimizer = model_and_optimizer()
+    backward(model)
+    from_dense = CsrFormat.from_dense
+
+    def fail_at_the_last(weight: torch.Tensor, mask: torch.Tensor) -> CsrFormat:
+        if weight.shape == (4, 64):
+            raise MemoryError
+        return from_dense(weight, mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsrFormat, "from_dense", fail_at_the_last)
+        assert_fails("csr", MemoryError)
+    loss = model[4](torch.randn(8, 64)).sum()  # a graph that remembers the last layer's shape
+    assert_fails("csr", RuntimeError)
+    del loss
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsrFormat, "adopt", fail)
+        assert_fails("csr", MemoryError)
+    assert len(sk.sparsify(model, 0.1, format="csr").layers) == 3
+    backward(model)
+
+
 def test_sparsify_nonzero() -> None:
     model, _ = model_and_optimizer()
     with torch.no_grad():
