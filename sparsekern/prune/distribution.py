@@ -24,7 +24,7 @@ def er(shapes: list[Shape], density: float) -> list[float]:
     Of a convolution only the channels count. Reference: Mocanu et al., Scalable training of
     artificial neural networks (SET), 2018.
     """
-    return _proportional(shapes, density, [sum(s[:2]) / math.prod(s[:2]) for s in shapes])
+    return _proportional(shapes, density, [_er_weight(s[:2]) for s in shapes])
 
 
 def erk(shapes: list[Shape], density: float) -> list[float]:
@@ -33,13 +33,18 @@ def erk(shapes: list[Shape], density: float) -> list[float]:
     Reference: Evci et al., Rigging the Lottery, 2020, section 3; the solution with layers that
     become dense is that of the authors' code.
     """
-    return _proportional(shapes, density, [sum(s) / math.prod(s) for s in shapes])
+    return _proportional(shapes, density, [_er_weight(s) for s in shapes])
+
+
+def _er_weight(shape: Shape) -> float:
+    """``sum of the sizes / product of the sizes``; 0 for a layer without weights."""
+    return sum(shape) / math.prod(shape) if math.prod(shape) else 0.0
 
 
 def _proportional(shapes: list[Shape], density: float, weights: list[float]) -> list[float]:
     """``eps * weight``, with ``eps`` such that the total fits; layers that pass 1 are dense."""
     sizes = [math.prod(shape) for shape in shapes]
-    dense: set[int] = set()
+    dense = {i for i, size in enumerate(sizes) if size == 0}
     while len(dense) < len(shapes):
         others = [i for i in range(len(shapes)) if i not in dense]
         budget = sum(density * sizes[i] for i in others)
@@ -61,8 +66,9 @@ for _name, _function in (("uniform", uniform), ("er", er), ("erk", erk)):
 def kept_counts(shapes: list[Shape], density: float, distribution: str = "erk") -> list[int]:
     """Kept weights per layer; their sum is ``round(density * total)``.
 
-    Fractions are rounded by largest remainder. No layer becomes empty: one weight is taken from the
-    largest layer for each that would, as long as there are enough.
+    Fractions are rounded by largest remainder. Above density 0 no layer becomes empty: one weight
+    is taken from the largest layer for each that would, and the sum is larger where there are not
+    enough, one weight a layer.
     """
     check_fraction(density, "density")
     sizes = [math.prod(shape) for shape in shapes]
@@ -79,9 +85,11 @@ def kept_counts(shapes: list[Shape], density: float, distribution: str = "erk") 
             if missing > 0 and counts[i] < sizes[i]:
                 counts[i] += 1
                 missing -= 1
+    if density == 0.0:
+        return counts
     for i, count in enumerate(counts):
-        donor = max(range(len(sizes)), key=lambda j: counts[j])
-        if count == 0 and sizes[i] > 0 and counts[donor] > 1:
-            counts[donor] -= 1
+        if count == 0 and sizes[i] > 0:
+            donor = max(range(len(sizes)), key=lambda j: counts[j])
+            counts[donor] -= counts[donor] > 1
             counts[i] = 1
     return counts

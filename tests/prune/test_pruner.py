@@ -10,7 +10,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 import sparsekern as sk
 from sparsekern.formats import CsrFormat, MaskedFormat
-from sparsekern.prune import GMP, SET, Pruner, RigL, Static
+from sparsekern.prune import GMP, SET, Method, Pruner, RigL, Static
 
 
 def model_and_optimizer(**options: float) -> tuple[nn.Sequential, torch.optim.Optimizer]:
@@ -212,6 +212,19 @@ def test_momentum_built_before_conversion_is_reset() -> None:
     Pruner(model, optimizer, Static(density=0.2), total_steps=100)
     backward(model)
     optimizer.step()
+
+
+@pytest.mark.parametrize("method", [Static, RigL, SET, GMP])
+def test_a_tiny_density_leaves_no_layer_empty(method: type[Method]) -> None:
+    """The density that came out is what is reported."""
+    model, optimizer = model_and_optimizer()
+    pruner = Pruner(model, optimizer, method(density=1e-9), total_steps=4)
+    for _ in range(4):
+        backward(model)
+        pruner.step()
+        optimizer.zero_grad()
+    assert [layer.nnz for layer in pruner.layers] == [1, 1, 1]
+    assert pruner.density == 3 / (32 * 64 + 64 * 64 + 64 * 4)
 
 
 def test_tied_weights_are_updated_once() -> None:

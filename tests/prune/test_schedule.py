@@ -77,6 +77,22 @@ def test_no_layer_becomes_empty() -> None:
     assert counts == [99, 1]
 
 
+@pytest.mark.parametrize("distribution", list(DISTRIBUTIONS))
+@pytest.mark.parametrize("density", [1e-12, 1e-6, 1e-5])
+def test_one_weight_a_layer_is_the_least(distribution: str, density: float) -> None:
+    """Also where that is more than the density asks for."""
+    shapes = [(512, 64), (512, 512), (10, 512), (7, 3), (1, 1)]
+    counts = kept_counts(shapes, density, distribution)
+    assert min(counts) == 1
+    assert sum(counts) == max(5, round(density * sum(a * b for a, b in shapes)))
+
+
+@pytest.mark.parametrize("distribution", list(DISTRIBUTIONS))
+def test_layers_without_weights(distribution: str) -> None:
+    assert kept_counts([(0, 5), (4, 5), (3, 0, 3, 3)], 0.5, distribution) == [0, 10, 0]
+    assert kept_counts([(0, 5)], 0.5, distribution) == [0]
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"Expected density to be in \[0, 1\]. Got -0.1"):
         kept_counts([(3, 3)], -0.1)
