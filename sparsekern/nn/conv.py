@@ -161,6 +161,8 @@ class SparseConv2d(SparseLayer):
             conv.weight.copy_(self.weight)
             if self.bias is not None and conv.bias is not None:
                 conv.bias.copy_(self.bias)
+                conv.bias.requires_grad_(self.bias.requires_grad)
+        conv.weight.requires_grad_(parameter.requires_grad)
         return conv.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:

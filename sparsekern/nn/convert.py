@@ -18,6 +18,17 @@ from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
 
+CALL_HOOKS = (  # what torch.nn.Module keeps of hooks on calls
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -85,6 +96,7 @@ def install(model: nn.Module, names: list[str], stored: SparseFormat) -> None:
         dense = model.get_submodule(name)
         layer = sparse_twin(dense, stored)
         layer.train(dense.training)
+        carry_hooks(dense, layer)
         set_submodule(model, name, layer)
 
 
@@ -117,6 +129,14 @@ def _put_back(model: nn.Module, names: list[str]) -> Callable[[], None]:
     return step
 
 
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Lets a layer have the hooks on calls (forward, backward, before either) of the one that it
+    replaces; handles that remove them stay valid. Those on the state_dict speak of keys that the
+    new layer does not have, and stay behind."""
+    for name in CALL_HOOKS:
+        setattr(new, name, getattr(old, name))
+
+
 def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLayer:
     """The sparse layer that stands for a dense one; the bias is shared with it."""
     bias = getattr(dense, "bias", None)
@@ -130,20 +150,28 @@ def sparse_twin(dense: nn.Module, stored: SparseFormat) -> SparseLayer:
 def densify(model: Model, *, remove_channels: bool = False) -> Model:
     """A copy of the model with plain torch layers, zeros included; ``model`` is left alone.
 
-    Tied sparse layers become layers that share one dense weight. With ``remove_channels``, channels
-    that are constant or that no later layer reads are cut out where the outputs provably stay the
-    same, which makes the layers smaller; what was and was not removed is logged ("sparsekern",
-    INFO). Call ``sk.nn.remove_channels(dense)`` yourself to have it as a report.
+    Tied sparse layers become layers that share one dense weight, a layer that stands in two places
+    one that does. Frozen parameters stay frozen; hooks on calls come along. With
+    ``remove_channels``, channels that are constant or that no later layer reads are cut out where
+    the outputs provably stay the same, which makes the layers smaller; what was and was not removed
+    is logged ("sparsekern", INFO). Call ``sk.nn.remove_channels(dense)`` yourself to have it as a
+    report.
     """
     check_model(model)
     dense = copy.deepcopy(model)
-    shared: dict[int, nn.Parameter] = {}
-    for name, module in list(dense.named_modules()):
+    shared: dict[int, Any] = {}  # by what the sparse layers share
+    done: dict[int, Any] = {}  # by the sparse layer
+    for name, module in list(dense.named_modules(remove_duplicate=False)):
         if not isinstance(module, SparseLayer):
             continue
-        linear: Any = module.to_dense()
-        weight = nn.Parameter(linear.weight.detach())
-        linear.weight = shared.setdefault(id(module.format), weight)
+        if id(module) not in done:
+            linear: Any = module.to_dense()
+            carry_hooks(module, linear)
+            linear.weight = shared.setdefault(id(module.format), linear.weight)
+            if module.bias is not None:
+                linear.bias = shared.setdefault(id(module.bias), linear.bias)
+            done[id(module)] = linear
+        linear = done[id(module)]
         if name == "":
             return linear
         set_submodule(dense, name, linear)

@@ -115,6 +115,8 @@ class SparseLinear(SparseLayer):
             linear.weight.copy_(self.weight)
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
+                linear.bias.requires_grad_(self.bias.requires_grad)
+        linear.weight.requires_grad_(parameter.requires_grad)
         return linear.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:

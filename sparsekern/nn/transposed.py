@@ -55,9 +55,11 @@ class SparseTransposedLinear(SparseLinear):
         """A layer of the class this one stands for, with the same outputs, zeros included."""
         dense = self.dense_class(self.out_features, self.in_features)
         with torch.no_grad():
-            dense.weight = nn.Parameter(self.weight.detach().contiguous())
+            dense.weight = nn.Parameter(
+                self.weight.detach().contiguous(), self.format.parameter.requires_grad
+            )
             if self.bias is not None:
-                dense.bias = nn.Parameter(self.bias.detach().clone())
+                dense.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
         return dense.train(self.training)
 
     def _take_dense(
