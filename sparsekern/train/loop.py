@@ -55,6 +55,7 @@ def train(
 
     progress = checkpoints.restore(network)
     log.drop_after(network.name, network.seed, progress.epoch)
+    log.check_epochs(network.name, network.seed, progress.epoch)
     callback.started(network.name, network.seed, recipe.epochs, progress.epoch)
 
     for epoch in range(progress.epoch, recipe.epochs):

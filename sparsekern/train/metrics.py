@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, get_type_hints
 
 from sparsekern.train.files import sync, write_atomically
 
@@ -40,16 +40,48 @@ class MetricsLog:
             sync(self.path)
 
     def rows(self) -> list[Row]:
-        """All rows. A last line that was cut off by a kill is left out."""
+        """All rows. A last line that was cut off by a kill is left out.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         if not self.path.exists():
             return []
-        lines = self.path.read_text("utf-8").split("\n")[:-1]
         try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
+            lines = self.path.read_text("utf-8").split("\n")[:-1]
+        except UnicodeDecodeError:
+            raise ValueError(f"Expected {self.path} to be text. Got other bytes.") from None
+        return [self._row(number, line) for number, line in enumerate(lines, 1)]
+
+    def _row(self, number: int, line: str) -> Row:
+        """The row in one line."""
+        try:
+            row: Row = json.loads(line)
+        except (ValueError, RecursionError):
             raise ValueError(
-                f"Expected {self.path} to hold one JSON object a line. Got {error.doc[:80]!r}."
+                f"Expected {self.path} to hold one JSON object a line. Got {line[:80]!r}."
             ) from None
+        for key, kind in get_type_hints(Row).items():
+            value = row.get(key) if isinstance(row, dict) else None
+            kinds = (float, int) if kind is float else (kind,)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise ValueError(
+                    f"Expected line {number} of {self.path} to have {key} of type {kind.__name__}. "
+                    f"Got {value!r}: the file is damaged."
+                )
+        return row
+
+    def check_epochs(self, network: str, seed: int, epochs: int) -> None:
+        """Raises ValueError unless the first ``epochs`` epochs of a network have a row each."""
+        found = [
+            row["epoch"] for row in self.rows() if (row["network"], row["seed"]) == (network, seed)
+        ]
+        if found != list(range(1, epochs + 1)):
+            raise ValueError(
+                f"Expected {self.path} to have a row for each of {epochs} epochs of {network}, "
+                f"seed {seed}, which a checkpoint has. Got {len(found)}: the file is damaged; "
+                "start over with --fresh."
+            )
 
     def drop_after(self, network: str, seed: int, epoch: int) -> None:
         """Forgets what a network did after ``epoch``: it is trained again from there."""

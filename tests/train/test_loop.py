@@ -86,6 +86,13 @@ def test_same_seed_same_bits(tiny: Callable[..., Recipe], tmp_path: Path, method
     assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
 
 
+def test_lost_metrics_are_noticed_before_training(tiny: Callable[..., Recipe], tmp_path: Path):
+    _train(tiny("static"), tmp_path, stop=5)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="for each of 4 epochs of sparse, seed 0, .* Got 0"):
+        _train(tiny("static"), tmp_path)
+
+
 def test_other_seed_other_bits(tiny: Callable[..., Recipe], tmp_path: Path):
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
