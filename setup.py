@@ -7,6 +7,7 @@ SPARSEKERN_CUDA=auto|0 (this version has no CUDA sources, so 1 is refused).
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -85,9 +87,21 @@ class CMakeBuild(build_ext):
         return {}
 
 
+class PythonBuild(build_py):
+    """Copies the Python files; takes away what an earlier build has left of the native library."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            package = Path(self.build_lib) / "sparsekern"
+            shutil.rmtree(package / "lib", ignore_errors=True)
+            for extension in package.glob("_C.*"):
+                extension.unlink()
+        super().run()
+
+
 switch("SPARSEKERN_CUDA", ("auto", "0"), "auto")
 native = switch("SPARSEKERN_NATIVE", ("0", "1"), "1") == "1"
 setup(
     ext_modules=[Extension("sparsekern._C", sources=[])] if native else [],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": PythonBuild},
 )
