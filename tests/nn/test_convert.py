@@ -29,7 +29,7 @@ def test_densify_finds_every_place_of_a_layer() -> None:
 
 
 @pytest.mark.parametrize("frozen", [("weight",), ("bias",), ("weight", "bias"), ()])
-@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv2d(8, 8, 3)])
+@pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.Conv2d(16, 16, 3)])
 def test_frozen_parameters_stay_frozen(frozen: tuple[str, ...], layer: nn.Module) -> None:
     model = nn.Sequential(copy.deepcopy(layer))
     for name in frozen:
