@@ -35,6 +35,7 @@ from sparsekern.prune.distributed import (
 )
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Clock, Layer, Method
+from sparsekern.prune.saved import check_state
 from sparsekern.prune.scores import SCORES
 from sparsekern.prune.sparsify import (
     LayerReport,
@@ -363,11 +364,11 @@ class Pruner:
         """Continues where :meth:`state_dict` was taken. Load the model's state first.
 
         Raises:
-            ValueError: the state of another method or of a run of another length.
+            TypeError, ValueError: not the whole state of a Pruner, or one of another method, of a
+                run of another length or of other layers; nothing is changed then.
         """
-        for key, own in (("method", self.method.name), ("total_steps", self.total_steps)):
-            if state[key] != own:
-                raise ValueError(f"Expected a checkpoint with {key} {own!r}. Got {state[key]!r}.")
+        own = {"method": self.method.name, "total_steps": self.total_steps}
+        check_state(state, own, [layer.name for layer in self.layers])
         self.steps = state["steps"]
         self._due = state["due"]
         self.generator.set_state(state["generator"])
