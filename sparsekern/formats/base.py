@@ -311,11 +311,17 @@ class SparseFormat(nn.Module, ABC):
                 f"{', '.join(sorted(own))}. Got {', '.join(sorted(found))}: convert the layer to "
                 "the checkpoint's format first."
             )
-        if "version" in found and int(state_dict[prefix + "version"]) != FORMAT_VERSION:
-            return (
-                f"Expected {prefix}version to be {FORMAT_VERSION}. Got "
-                f"{int(state_dict[prefix + 'version'])}, written by another version of sparsekern."
-            )
+        for key in sorted(own & found):
+            value = state_dict[prefix + key]
+            if not isinstance(value, Tensor):
+                return f"Expected {prefix}{key} to be a tensor. Got {type(value).__name__}."
+        if "version" in found:
+            version = state_dict[prefix + "version"].tolist()
+            if version != FORMAT_VERSION:
+                return (
+                    f"Expected {prefix}version to be {FORMAT_VERSION}. Got {version}, written by "
+                    "another version of sparsekern."
+                )
         if found == own:
             return self._refuse_content(state_dict, prefix)
         return None

@@ -43,6 +43,14 @@ class CsrFormat(SparseFormat):
 
     def __init__(self, values: Tensor, index: CsrIndex, shape: tuple[int, ...]) -> None:
         super().__init__(shape)
+        check_tensor(values, "values")
+        if not isinstance(index, CsrIndex):
+            raise TypeError(f"Expected index to be a CsrIndex. Got {type(index).__name__}.")
+        rows = self.shape[0]
+        check_shape(index.crow, "crow of index", (rows + 1,))
+        check_shape(index.crow_t, "crow_t of index", (self.shape[1] + 1,))
+        for name in ("col", "col_t", "perm"):
+            check_shape(getattr(index, name), f"{name} of index", (index.nnz,))
         check_shape(values, "values", (index.nnz,))
         self.values = nn.Parameter(values)
         for name, tensor in zip(CsrIndex._fields, index, strict=True):

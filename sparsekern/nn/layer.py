@@ -72,9 +72,13 @@ class SparseLayer(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """A plain ``weight`` of a dense checkpoint takes the current mask."""
+        error_msgs: list[str] = args[-1] if args else kwargs["error_msgs"]
         dense = state_dict.pop(prefix + "weight", None)
-        if dense is not None:
-            self._take_dense(dense, state_dict, prefix, args[-1] if args else kwargs["error_msgs"])
+        if isinstance(dense, Tensor):
+            self._take_dense(dense, state_dict, prefix, error_msgs)
+        elif dense is not None:
+            got = type(dense).__name__
+            error_msgs.append(f"Expected {prefix}weight to be a tensor. Got {got}.")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _take_dense(

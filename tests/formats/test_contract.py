@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -313,3 +314,41 @@ def test_compiles_once_over_ten_topologies(name: str) -> None:
         stored.set_mask(mask)
         torch.testing.assert_close(compiled(x), x @ layer.weight.t())
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [None, "x", 1.0, [1]])
+def test_state_that_is_no_tensor(name: str, value: Any) -> None:
+    stored, dense, _ = make(name)
+    for key, own in stored.state_dict().items():
+        state = {**stored.state_dict(), key: value}
+        with pytest.raises(RuntimeError, match=f"Expected {key} to be a tensor. Got "):
+            stored.load_state_dict(state)
+        assert torch.equal(stored.state_dict()[key], own)
+    assert torch.equal(stored.to_dense(), dense)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("version", [torch.tensor(2), torch.tensor([1, 1]), torch.tensor([])])
+def test_state_of_another_version(name: str, version: Tensor) -> None:
+    stored, _, _ = make(name)
+    sentence = f"Expected version to be 1. Got {version.tolist()}, written by another"
+    with pytest.raises(RuntimeError, match=re.escape(sentence)):
+        stored.load_state_dict({**stored.state_dict(), "version": version})
+
+
+def test_csr_index_of_another_shape() -> None:
+    stored, _, _ = make("csr")
+    values, index = stored.parameter.detach(), stored.index
+    for shape, sentence in (
+        ((7, 9), r"Expected crow of index to have shape \(8,\). Got \(7,\)"),
+        ((6, 8), r"Expected crow_t of index to have shape \(9,\). Got \(10,\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            FORMATS["csr"](values, index, shape)
+    with pytest.raises(ValueError, match="Expected values to have shape"):
+        FORMATS["csr"](values[1:], index, (6, 9))
+    with pytest.raises(ValueError, match="Expected perm of index to have shape"):
+        FORMATS["csr"](values, index._replace(perm=index.perm[1:]), (6, 9))
+    with pytest.raises(TypeError, match="Expected index to be a CsrIndex. Got tuple"):
+        FORMATS["csr"](values, tuple(index), (6, 9))

@@ -67,3 +67,9 @@ def test_hooks_come_along() -> None:
     calls.clear()
     model(torch.randn(2, 8, requires_grad=True)).sum().backward()
     assert calls == []
+
+
+def test_dense_weight_that_is_no_tensor() -> None:
+    layer = sk.nn.SparseLinear(8, 4)
+    with pytest.raises(RuntimeError, match="Expected weight to be a tensor. Got list"):
+        layer.load_state_dict({"weight": [1.0], "bias": torch.zeros(4)})
