@@ -31,6 +31,22 @@ def check_dtype(value: Tensor, name: str, allowed: tuple[torch.dtype, ...]) -> N
         raise TypeError(f"Expected {name} to have dtype {names}. Got {value.dtype}.")
 
 
+def check_weight_dtype(dtype: object) -> None:
+    """Raises TypeError unless ``dtype`` is a floating one, or None for torch's default."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"Expected dtype to be a floating torch.dtype. Got {dtype!r}.")
+
+
+def check_size(value: object, name: str) -> None:
+    """Raises unless ``value`` is a whole number of at least 0 (a symbolic one of a trace is)."""
+    if isinstance(value, torch.SymInt):
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected {name} to be an integer. Got {value!r}.")
+    if value < 0:
+        raise ValueError(f"Expected {name} to be at least 0. Got {value}.")
+
+
 def check_device(value: Tensor, name: str, device: torch.device, other: str) -> None:
     """Raises ValueError unless the tensor is on ``device``, where the tensor ``other`` is."""
     if value.device != device:

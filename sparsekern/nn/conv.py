@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from sparsekern._checks import check_fraction, check_positive
+from sparsekern._checks import check_fraction, check_positive, check_weight_dtype
 from sparsekern.formats import SparseFormat
 from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
@@ -72,6 +72,7 @@ class SparseConv2d(SparseLayer):
         ):
             check_positive(size, name)
         check_fraction(density, "density")
+        check_weight_dtype(dtype)
         if init not in ("dense", "sparse_fan_in"):
             raise ValueError(f"Expected init to be dense or sparse_fan_in. Got {init!r}.")
         if in_channels % groups or out_channels % groups:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sparsekern._checks import check_fraction, check_positive
+from sparsekern._checks import check_fraction, check_positive, check_weight_dtype
 from sparsekern.formats import SparseFormat
 from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
@@ -51,6 +51,7 @@ class SparseLinear(SparseLayer):
         check_positive(in_features, "in_features")
         check_positive(out_features, "out_features")
         check_fraction(density, "density")
+        check_weight_dtype(dtype)
         if init not in ("dense", "sparse_fan_in"):
             raise ValueError(f"Expected init to be dense or sparse_fan_in. Got {init!r}.")
         weight = torch.empty(out_features, in_features, device=device, dtype=dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sparsekern as sk
-from sparsekern.nn import SparseLinear
+from sparsekern.nn import SparseConv2d, SparseLinear
 from sparsekern.nn.init import sparse_fan_in_
 
 
@@ -197,3 +197,16 @@ def test_densify_leaves_the_model_alone() -> None:
     x = torch.randn(4, 6)
     torch.testing.assert_close(dense(x), model(x))
     assert type(sk.densify(model[0])) is nn.Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, "float32"])
+def test_dtype_that_cannot_be_trained(dtype: object) -> None:
+    with pytest.raises(TypeError, match="Expected dtype to be a floating torch.dtype. Got "):
+        SparseLinear(8, 4, dtype=dtype)
+    with pytest.raises(TypeError, match="Expected dtype to be a floating torch.dtype. Got "):
+        SparseConv2d(8, 4, 3, dtype=dtype)
+
+
+def test_format_that_is_no_name() -> None:
+    with pytest.raises(ValueError, match=r"Expected format to be one of .* Got \['csr'\]"):
+        SparseLinear(8, 4, format=["csr"])

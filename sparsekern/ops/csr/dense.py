@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern._checks import check_device, check_shape, check_tensor
+from sparsekern._checks import check_device, check_shape, check_size, check_tensor
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.csr._checks import check_rows
 from sparsekern.ops.csr._rows import row_of
@@ -36,6 +36,7 @@ def _check_to_dense(values: Tensor, crow: Tensor, col: Tensor, cols: int) -> Non
     check_tensor(values, "values", ndim=1)
     check_shape(values, "values", tuple(col.shape))
     check_device(values, "values", col.device, "col")
+    check_size(cols, "cols")
 
 
 def _check_gather(dense: Tensor, crow: Tensor, col: Tensor) -> None:
@@ -94,6 +95,8 @@ def _errors_to_dense() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]
     crow, col = from_mask(torch.eye(3, dtype=torch.bool), 3)
     yield (torch.zeros(2), crow, col, 3), ValueError, "Expected values to have shape"
     yield (torch.zeros(3, 1), crow, col, 3), ValueError, "Expected values to have 1 dimensions"
+    yield (torch.zeros(3), crow, col, -3), ValueError, "Expected cols to be at least 0. Got -3"
+    yield (torch.zeros(3), crow, col, 3.0), TypeError, "Expected cols to be an integer. Got 3.0"
 
 
 def _errors_gather() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:

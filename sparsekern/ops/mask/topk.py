@@ -33,9 +33,12 @@ def _reference(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
 def _check(scores: Tensor, k: int, among: Tensor | None = None) -> None:
     check_tensor(scores, "scores")
     check_dtype(scores, "scores", (torch.float32, torch.float64))
+    if not isinstance(k, (int, torch.SymInt)):
+        raise TypeError(f"Expected k to be an integer. Got {k!r}.")
     if not isinstance(k, torch.SymInt) and not 0 <= k <= scores.numel():
         raise ValueError(f"Expected k to be between 0 and {scores.numel()}. Got {k}.")
     if among is not None:
+        check_tensor(among, "among")
         check_dtype(among, "among", (torch.bool,))
         check_shape(among, "among", tuple(scores.shape))
         check_device(among, "among", scores.device, "scores")
@@ -74,6 +77,8 @@ def _errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
     scores = torch.zeros(2, 3)
     yield (scores.long(), 1, None), TypeError, "Expected scores to have dtype"
     yield (scores, 7, None), ValueError, "Expected k to be between 0 and 6"
+    yield (scores, 2.5, None), TypeError, "Expected k to be an integer. Got 2.5"
+    yield (scores, 1, [True]), TypeError, "Expected among to be a tensor. Got list"
     yield (scores, 1, torch.zeros(3, dtype=torch.bool)), ValueError, "Expected among to have shape"
     nothing = torch.zeros(2, 3, dtype=torch.bool)
     yield (scores, 1, nothing), RuntimeError, "Expected k to be at most the number of candidates"
