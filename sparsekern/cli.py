@@ -45,11 +45,18 @@ class HouseGroup(TyperGroup):
         except USER_ERRORS as error:
             if ctx.params.get("traceback"):
                 raise
-            errors().print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
+            errors().print(f"[red]{escape(sentence(error))}[/red]", highlight=False, soft_wrap=True)
             raise typer.Exit(EXIT_ERROR) from None
         except KeyboardInterrupt:
             errors().print("Stopped. The same command goes on from the newest checkpoint.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def sentence(error: Exception) -> str:
+    """What to tell of an error: its own sentence, or one for what the system said of a file."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"Expected {error.filename} to be readable and writable. Got: {error.strerror}."
+    return str(error)
 
 
 app = typer.Typer(
@@ -200,13 +207,15 @@ def report(
     from sparsekern.train.metrics import MetricsLog
     from sparsekern.train.report import draw_report, report_table
     from sparsekern.train.run_folder import METRICS, REPORT
-    from sparsekern.train.summary import read_summary
+    from sparsekern.train.summary import check_rows, read_summary
 
     folder = run if run.is_dir() else runs / run
     if not folder.is_dir():
         raise ValueError(f"Expected RUN to be a folder, here or in {runs}. Got {str(run)!r}.")
     summary = read_summary(folder)
-    draw_report(summary, MetricsLog(folder / METRICS).rows(), folder / REPORT)
+    rows = MetricsLog(folder / METRICS).rows()
+    check_rows(summary, rows, folder / METRICS)
+    draw_report(summary, rows, folder / REPORT)
     console = Console()
     console.print(report_table(summary))
     console.print(f"\nThe picture is {folder / REPORT}", highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,12 +141,27 @@ def test_traceback(place: str):
     assert isinstance(result.exception, ValueError)
 
 
-def test_files_that_cannot_be_written(tmp_path: Path):
-    (tmp_path / "runs").write_text("a file")
+@pytest.mark.parametrize("place", ["runs", "runs/digits-static/checkpoints"])
+def test_files_where_folders_should_be(tmp_path: Path, place: str):
+    if place != "runs":
+        assert _train(tmp_path / "runs").exit_code == 0
+        shutil.rmtree(tmp_path / place)
+        (tmp_path / "runs" / "digits-static" / "summary.json").unlink()
+        (tmp_path / "runs" / "digits-static" / "metrics.jsonl").unlink()
+    (tmp_path / place).write_text("a file")
     result = _train(tmp_path / "runs")
     assert result.exit_code == 2
-    assert "runs" in result.stderr
+    assert result.stderr.startswith(f"Expected {tmp_path / place}")
+    assert result.stderr.endswith(" to be readable and writable. Got: Not a directory.\n")
     assert result.stderr.count("\n") == 1
+
+
+def test_report_without_metrics(tmp_path: Path):
+    assert _train(tmp_path).exit_code == 0
+    (tmp_path / "digits-static" / "metrics.jsonl").unlink()
+    result = _invoke("report", "digits-static", "--runs", str(tmp_path))
+    assert result.exit_code == 2
+    assert "metrics.jsonl to have rows of " in result.stderr
 
 
 def test_recipes():

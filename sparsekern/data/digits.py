@@ -9,6 +9,8 @@ import torch
 
 from sparsekern.data.dataset import DATASETS, Dataset, Source
 
+CLASSES = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Source):
@@ -47,6 +49,12 @@ class Digits(Source):
         from sklearn.model_selection import train_test_split
 
         pixels, labels = load_digits(return_X_y=True)
+        test_samples = math.ceil(self.test_fraction * len(labels))
+        if not CLASSES <= test_samples <= len(labels) - CLASSES:
+            raise ValueError(
+                f"Expected data.test_fraction to leave each of {CLASSES} classes a sample on both "
+                f"sides. Got {self.test_fraction}, {test_samples} test samples of {len(labels)}."
+            )
         train_x, test_x, train_y, test_y = train_test_split(
             pixels.astype("float32").reshape(-1, *self.input_shape) / 16,
             labels.astype("int64"),
@@ -60,7 +68,7 @@ class Digits(Source):
             torch.from_numpy(train_y),
             torch.from_numpy((test_x - mean) / deviation),
             torch.from_numpy(test_y),
-            classes=10,
+            classes=CLASSES,
         )
 
 

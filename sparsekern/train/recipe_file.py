@@ -64,7 +64,10 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"Expected {origin} to hold a mapping of keys. Got {shown(values)}.")
     for override in overrides:
         _apply(values, override)
-    return Recipe.from_dict(values)
+    try:
+        return Recipe.from_dict(values)
+    except RecursionError:
+        raise ValueError(_too_deep(origin)) from None
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -93,9 +96,18 @@ def _read(recipe: str | Path) -> tuple[str, str]:
         raise ValueError(f"Expected {path} to be a YAML file. Got other bytes.") from None
 
 
+def _too_deep(origin: str) -> str:
+    return (
+        f"Expected {origin} to hold values of a few levels. Got deeper ones, or one that holds "
+        "itself."
+    )
+
+
 def _parse(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError(_too_deep(origin)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
@@ -103,6 +115,8 @@ def _parse(text: str, origin: str) -> Any:
         raise ValueError(
             f"Expected {origin} to be YAML. Got a mistake{where}: {problem}."
         ) from None
+    except ValueError as error:  # a date that cannot be, say
+        raise ValueError(f"Expected {origin} to be YAML. Got a mistake: {error}.") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

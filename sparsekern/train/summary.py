@@ -10,10 +10,36 @@ from typing import Any
 from sparsekern.train.files import write_atomically
 from sparsekern.train.machine import versions
 from sparsekern.train.metrics import Row
-from sparsekern.train.network import Bytes
+from sparsekern.train.network import NETWORKS, Bytes
 from sparsekern.train.recipe import Recipe
 from sparsekern.train.run_folder import SUMMARY
 from sparsekern.train.timing import StepTime
+
+# What read_summary makes sure of.
+SUMMARY_KEYS: dict[str, tuple[type, ...]] = {
+    "recipe": (str,),
+    "sparse": (dict,),
+    "seeds": (list,),
+    "versions": (dict,),
+    "speedup": (float, int, type(None)),
+    "bytes_ratio": (float, int, type(None)),
+    "peak_bytes_ratio": (float, int, type(None)),
+}
+VERSION_KEYS = ("machine", "threads", "torch", "isa")
+NUMBERS = (
+    "accuracy",
+    "accuracy_std",
+    "step_ms",
+    "forward_ms",
+    "backward_ms",
+    "update_ms",
+    "topology_ms",
+    "weight_bytes",
+    "index_bytes",
+    "state_bytes",
+    "density",
+    "train_s",
+)
 
 
 def network_summary(
@@ -97,7 +123,36 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise ValueError(f"Expected {folder} to hold a finished run with {SUMMARY}. Got none.")
     try:
         summary: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        _ = summary["sparse"]["accuracy"], summary["versions"]["machine"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"Expected {path} to be the summary of a run. Got other JSON.") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"Expected {path} to be the summary of a run. Got no JSON.") from None
+    missing = _missing_key(summary)
+    if missing is not None:
+        raise ValueError(
+            f"Expected {path} to be the summary of a run. Got one without a usable {missing}."
+        )
     return summary
+
+
+def _missing_key(summary: Any) -> str | None:
+    """The first thing that a report needs and the summary does not have."""
+    if not isinstance(summary, dict):
+        return "mapping"
+    for key, kinds in SUMMARY_KEYS.items():
+        if key not in summary or not isinstance(summary[key], kinds):
+            return key
+    for key in VERSION_KEYS:
+        if key not in summary["versions"]:
+            return f"versions.{key}"
+    for name in (name for name in NETWORKS if name in summary):
+        for key in NUMBERS:
+            each = summary[name]
+            if not isinstance(each, dict) or not isinstance(each.get(key), (int, float)):
+                return f"{name}.{key}"
+    return None
+
+
+def check_rows(summary: dict[str, Any], rows: list[Row], path: Path) -> None:
+    """Raises ValueError unless every network of a summary has metrics."""
+    for name in NETWORKS:
+        if name in summary and not any(row["network"] == name for row in rows):
+            raise ValueError(f"Expected {path} to have rows of {name}. Got none.")

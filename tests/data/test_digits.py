@@ -84,3 +84,13 @@ def test_registered():
         ValueError, match="Expected data to be one of cifar10, cifar100, digits, glue, synthetic"
     ):
         DATASETS["digit"]
+
+
+@pytest.mark.parametrize(("fraction", "samples"), [(0.001, 2), (0.999, 1796)])
+def test_split_that_leaves_classes_without_samples(fraction: float, samples: int):
+    with pytest.raises(ValueError) as error:
+        Digits(test_fraction=fraction).load()
+    assert str(error.value) == (
+        "Expected data.test_fraction to leave each of 10 classes a sample on both sides. "
+        f"Got {fraction}, {samples} test samples of 1797."
+    )

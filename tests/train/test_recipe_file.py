@@ -116,3 +116,20 @@ def test_file_of_other_bytes(tmp_path: Path):
     path.write_bytes(b"\xff\xfe\xfd")
     with pytest.raises(ValueError, match=r"to be a YAML file\. Got other bytes\."):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("a: 2024-13-45", "Got a mistake: month must be in 1..12."),
+        ("a: &a [*a]", "Got deeper ones, or one that holds itself."),
+        ("a: " + "[" * 20_000, "Got deeper ones, or one that holds itself."),
+    ],
+)
+def test_odd_yaml(tmp_path: Path, text: str, got: str):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_recipe(path)
+    assert str(error.value).startswith(f"Expected {path} to ")
+    assert str(error.value).endswith(got)

@@ -247,13 +247,22 @@ def test_what_cannot_work_leaves_no_folder(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", json.dumps({"sparse": {"accuracy": 1}})])
-def test_damaged_summary(tmp_path: Path, content: str):
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("{}", "one without a usable recipe"),
+        ("[]", "one without a usable mapping"),
+        (json.dumps({"recipe": "a", "sparse": 1}), "one without a usable sparse"),
+    ],
+)
+def test_damaged_summary(tmp_path: Path, content: str, got: str):
     (tmp_path / "summary.json").write_text(content)
     with pytest.raises(ValueError) as error:
         read_summary(tmp_path)
     path = tmp_path / "summary.json"
-    assert str(error.value) == f"Expected {path} to be the summary of a run. Got other JSON."
+    assert str(error.value) == f"Expected {path} to be the summary of a run. Got {got}."
 
 
 def test_no_summary(tmp_path: Path):
