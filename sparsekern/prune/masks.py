@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from sparsekern._checks import check_dtype, check_shape, check_tensor
+from sparsekern.nn.convert import why_not_convertible
 from sparsekern.prune.report import LayerReport, Target, first_match
 
 TAKEN = "mask of torch.nn.utils.prune"
@@ -98,7 +99,12 @@ def _pruned_targets(
         module = model.get_submodule(name)
         weight = module._parameters.get("weight_orig")
         pattern = first_match(row.names, exclude)
-        if weight is None or "weight_mask" not in module._buffers or not prune.is_pruned(module):
+        if (
+            weight is None
+            or "weight_mask" not in module._buffers
+            or not prune.is_pruned(module)
+            or row.reason != why_not_convertible(module)
+        ):
             others.append(row)
         elif pattern is not None:
             row.reason = f"excluded by {pattern!r}"

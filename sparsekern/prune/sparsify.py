@@ -40,7 +40,7 @@ def find_targets(
     stem = _stem(model)
     for name, linear in dense_layers(model):
         reason = why_not_convertible(linear)
-        if reason is None and linear is stem:
+        if linear is stem:
             reason = f"the first convolution, with fewer than {STEM_CHANNELS} input channels"
         weight = linear._parameters.get("weight")
         if reason is None and weight is not None:

@@ -130,3 +130,17 @@ def test_bad_masks() -> None:
         assert type(net[0]) is nn.Linear
     sk.sparsify(net, mask={"0": good, "twin": good}, format="csr")
     assert net[0].format is net.twin.format
+
+
+def test_convolutions() -> None:
+    """Masks of convolutions are taken too; the first one stays what it is."""
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    for layer in (net[0], net[2]):
+        prune.l1_unstructured(layer, "weight", 0.8)
+    x = torch.randn(2, 3, 8, 8)
+    right, mask = net(x).detach(), net[2].weight_mask.bool()
+    report = sk.sparsify(net, mask="nonzero")
+    torch.testing.assert_close(net(x), right)
+    assert torch.equal(net[2].mask(), mask)
+    assert "the first convolution" in report.left_dense[0].reason
+    assert prune.is_pruned(net[0])
