@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern.formats import FORMATS, SparseFormat
+from sparsekern.formats import FORMATS, Plan, SparseFormat
 from sparsekern.formats.base import check_no_graph, replace_data
+from sparsekern.formats.plan import unwrapped
 from sparsekern.nn.convert import (
     as_stored,
     install,
@@ -43,17 +44,18 @@ class StoredLayer:
 
 @dataclass
 class LoadReport:
-    """What a file held. ``plan`` is what :func:`save` was given, or None."""
+    """What a file held. ``plan`` is the one that :func:`save` was given, or None: apply it with
+    ``report.plan.apply(model)``."""
 
     layers: list[StoredLayer] = field(default_factory=list)
-    plan: str | None = None
+    plan: Plan | None = None
 
     def __str__(self) -> str:
         rows = [f"{', '.join(x.names)}: {x.format}, {x.shape}, {x.pattern}" for x in self.layers]
         return "\n".join([*rows, "with a plan" if self.plan is not None else "without a plan"])
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, plan: str | None = None) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = None) -> None:
     """Writes a model, sparse or dense, to one safetensors file.
 
     The file appears as a whole or not at all; tensors that several names share are stored once. A
@@ -62,14 +64,17 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, plan: str | None = N
     Args:
         model: any module.
         path: of the file; an older one is replaced.
-        plan: text to keep with the model and to be found in ``load(...).plan``: a plan's JSON.
+        plan: of :func:`sparsekern.tune`, to be found in ``load(...).plan``.
 
     Raises:
-        TypeError: the state_dict holds something else than tensors; a plan that is no text.
+        TypeError: the state_dict holds something else than tensors; a plan that is no Plan.
+        ValueError: the plan of another model.
         FileNotFoundError: no such folder.
     """
-    if plan is not None and not isinstance(plan, str):
-        raise TypeError(f"Expected plan to be text (JSON). Got {type(plan).__name__}.")
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(f"Expected plan to be a Plan. Got {type(plan).__name__}.")
+    if plan is not None:
+        plan.validate(model)
     root = unwrapped(model)
     by_format: dict[int, StoredLayer] = {}
     for name, layer in _layers(root):
@@ -78,7 +83,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, plan: str | None = N
         row = StoredLayer([], stored.name, tuple(stored.shape), pattern)
         by_format.setdefault(id(stored), row).names.append(name)
     header = {"version": FILE_VERSION, "layers": [vars(row) for row in by_format.values()]}
-    metadata = {HEADER: json.dumps(header)} | ({} if plan is None else {PLAN: plan})
+    metadata = {HEADER: json.dumps(header)} | ({} if plan is None else {PLAN: plan.to_json()})
     write_tensors(Path(path), root.state_dict(), metadata)
 
 
@@ -116,17 +121,6 @@ def load(model: nn.Module | None, path: str | os.PathLike[str]) -> LoadReport:
     return report
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
 def _layers(model: nn.Module) -> list[tuple[str, Any]]:
     """Every place of a sparse layer by name, tied places included."""
     return [
@@ -154,7 +148,11 @@ def _read_header(path: Path, metadata: dict[str, str]) -> LoadReport:
             f"Expected {path} to have format version {FILE_VERSION}. Got {version!r}, written by "
             "another version of sparsekern."
         )
-    return LoadReport(rows, metadata.get(PLAN))
+    plan = metadata.get(PLAN)
+    try:
+        return LoadReport(rows, None if plan is None else Plan.from_json(plan))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 class _Loading:

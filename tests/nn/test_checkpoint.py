@@ -102,7 +102,8 @@ def test_layers_that_are_dense_in_the_file_become_dense(tmp_path: Path) -> None:
 def test_file(tmp_path: Path) -> None:
     """Keys, tied tensors once, version and layers in the header, nothing else in the folder."""
     model, path = sparse_net(), tmp_path / "model.safetensors"
-    sk.save(model, path, plan='{"layers": []}')
+    plan = sk.tune(model, X, training=False, cache=False)
+    sk.save(model, path, plan=plan)
     assert os.listdir(tmp_path) == ["model.safetensors"]
     tensors = load_file(path)
     assert {
@@ -123,7 +124,10 @@ def test_file(tmp_path: Path) -> None:
         "shape": [24, 12],
         "pattern": "Unstructured",
     }
-    assert sk.load(None, path).plan == '{"layers": []}'
+    assert sk.load(None, path).plan == plan
+    fresh = dense_net()
+    sk.load(fresh, path).plan.apply(fresh)
+    assert torch.equal(fresh(X), model(X))
     sk.save(model, path)
     assert sk.load(dense_net(), path).plan is None
     assert "without a plan" in str(sk.load(None, path))
@@ -150,6 +154,27 @@ def test_untied_model_takes_tied_weights_apart(tmp_path: Path) -> None:
     assert model.first.format is not model.second.format
     assert model.first.format.values is not model.second.format.values
     assert torch.equal(model(X), saved(X))
+
+
+def test_convolutions(tmp_path: Path) -> None:
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3, stride=2)).eval()
+
+    x = torch.randn(2, 3, 9, 9)
+    saved = network()
+    sk.save(saved, tmp_path / "dense")
+    sk.sparsify(saved, 0.1, format="csr")
+    sk.save(saved, tmp_path / "m")
+    fresh = network()
+    report = sk.load(fresh, tmp_path / "m")
+    assert report.layers[0].shape == (8, 16, 3, 3)
+    assert torch.equal(fresh(x), saved(x))
+    fresh[2].format.validate()
+    sk.load(fresh, tmp_path / "dense")
+    assert type(fresh[2]) is nn.Conv2d
+    wider = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 5))
+    with pytest.raises(ValueError, match=r"'2' of shape \(8, 16, 5, 5\). Got \(8, 16, 3, 3\)"):
+        sk.load(wider, tmp_path / "m")
 
 
 def test_views_and_strided_tensors(tmp_path: Path) -> None:
@@ -228,6 +253,12 @@ def _tensor(
     return rewrite
 
 
+def _plan(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, {**metadata, "plan": "half a pl"})
+
+
 def _aliases(path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -249,6 +280,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "plain": (lambda p: save_file(load_file(p), p), "Got a safetensors file without its header"),
     "version": (_header(lambda h: h.update(version=99)), "to have format version 1. Got 99"),
     "header": (_header(lambda h: h.pop("layers")), "whole header. Got a broken one"),
+    "plan": (_plan, "model.safetensors: Expected a plan to be JSON"),
     "row": (_header(lambda h: h["layers"][0].pop("shape")), "whole header. Got a broken one"),
     "aliases": (_aliases, "to be a safetensors file. Got: 'tail.weight'"),
     "format": (_header(lambda h: h["layers"][0].update(format="coo")), "known format for 'first'"),
@@ -366,8 +398,11 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         sk.save(Extra(2, 2), tmp_path / "m")
     with pytest.raises(FileNotFoundError, match="Expected the folder of .* to exist"):
         sk.save(nn.Linear(2, 2), tmp_path / "no" / "m")
-    with pytest.raises(TypeError, match=r"Expected plan to be text \(JSON\). Got dict"):
+    with pytest.raises(TypeError, match="Expected plan to be a Plan. Got dict"):
         sk.save(nn.Linear(2, 2), tmp_path / "m", plan={})
+    plan = sk.tune(sparse_net(), X, training=False, cache=False)
+    with pytest.raises(ValueError, match="Expected a plan of this model"):
+        sk.save(nn.Linear(2, 2), tmp_path / "m", plan=plan)
     assert os.listdir(tmp_path) == []
 
 

@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim import Optimizer, lr_scheduler
 
 import sparsekern as sk
-from sparsekern.nn import SparseLinear, sparse_layers
+from sparsekern.nn import SparseConv2d, SparseLinear, sparse_layers
 from sparsekern.prune import Pruner, RigL
 
 
@@ -225,6 +225,18 @@ def test_autocast_bfloat16(format: str) -> None:
         loss.backward()
         pruner.step()
     assert loss.item() < 0.95 * first
+
+
+@pytest.mark.parametrize("format", ["csr", "masked"])
+def test_autocast_of_convolutions(format: str) -> None:
+    layer = SparseConv2d(16, 8, 3, padding=1, density=0.2, format=format)
+    x = torch.randn(2, 16, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, right = layer(x), layer.to_dense()(x)
+    assert out.dtype == right.dtype == torch.bfloat16
+    torch.testing.assert_close(out, right, atol=0.02, rtol=0.02)
+    out.sum().backward()
+    assert layer.format.parameter.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("format", ["csr", "masked"])
