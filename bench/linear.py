@@ -134,10 +134,10 @@ def _table(results: dict[Case, dict[str, dict[str, Times]]], which: str) -> Tabl
     table.add_section()
     for density in DENSITIES:
         chosen = [both[which] for case, both in results.items() if case.density == density]
-        cells = [f"{_geomean([t['dense'].p50 / t[n].p50 for t in chosen]):.2f}" for n in names]
+        cells = [f"{geomean([t['dense'].p50 / t[n].p50 for t in chosen]):.2f}" for n in names]
         table.add_row("geometric mean", f"{density:.2f}", "", *cells)
     return table
 
 
-def _geomean(values: list[float]) -> float:
+def geomean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))

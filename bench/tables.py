@@ -1,7 +1,7 @@
-"""`python -m bench.tables`: the tables and pictures of the README, from the committed results.
+"""`python -m bench.tables`: the tables and pictures of the pages, from the committed results.
 
 Nothing measured is ever typed: what stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` is
-written by this file, and tests/test_docs.py fails when README.md is not what it would write.
+written by this file, and tests/test_docs.py fails when a page is not what it would write.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any
 
 from bench.record import ROOT
 
-README = ROOT.parent / "README.md"
 RESULTS = ROOT / "results"
 PICTURES = ROOT.parent / "docs"
+PAGES = (ROOT.parent / "README.md", PICTURES / "benchmarks.md")
 TITLES = {
     "sparsekern_csr": "**sparsekern**",
     "sparseprop": "sparseprop",
     "sparselab": "sparselab",
     "torch_csr": "torch CSR (no gradient)",
+    "dense_nchw": "dense, NCHW",
+    "dense_channels_last": "dense, channels_last",
     "dense_again": "dense again (noise)",
 }
 COLORS = {"sparsekern_csr": "#d1495b", "sparseprop": "#2e86ab", "sparselab": "#4c566a"}
@@ -61,7 +63,11 @@ def speedups(suite: str, which: str) -> Callable[[Path], str]:
         parts = []
         rows = newest(suite, results)
         for machine in sorted({row["device"] for row in rows}):
-            own = [row for row in rows if row["device"] == machine and row["pass"] == which]
+            own = [
+                row
+                for row in rows
+                if row["device"] == machine and row["pass"] == which and row.get("main", True)
+            ]
             densities = sorted({row["density"] for row in own}, reverse=True)
             body = []
             for name, title in TITLES.items():
@@ -148,6 +154,11 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "main job": main_job,
     "linear": speedups("linear", "forward_backward"),
     "linear forward": speedups("linear", "forward"),
+    "conv2d": speedups("conv2d", "forward_backward"),
+    "conv2d forward": speedups("conv2d", "forward"),
+    "step sgd": speedups("step", "sgd"),
+    "step adamw": speedups("step", "adamw"),
+    "topology": topology,
 }
 
 
@@ -208,7 +219,8 @@ def _draw_panel(panel: Any, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    README.write_text(fill(README.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        page.write_text(fill(page.read_text("utf-8")), "utf-8")
     draw("linear", PICTURES / "linear.png")
 
 

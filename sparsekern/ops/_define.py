@@ -84,7 +84,14 @@ class Op:
         return self._run(args, {**kwargs, "variant": name})
 
     def _run(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if self.function is None or torch.compiler.is_compiling() or _transforming():
+        if self.function is None or torch.compiler.is_compiling():
+            return self.overload(*args, **options)
+        if _transforming():
+            if any(_is_tracked(value) for value in args):
+                raise NotImplementedError(
+                    f"Expected no torch.func.grad through {self.name}. Got one: use backward(), or "
+                    "sparsekern.densify(model), whose layers are plain torch."
+                )
             return self.overload(*args, **options)
         return self.function.apply(*args, options)
 
@@ -225,8 +232,8 @@ def _eager_function(
     """The same setup and backward as an autograd.Function.
 
     PERF: in eager mode forward and backward through it cost 80 us instead of 126 us through
-    register_autograd (11 tensor arguments); torch.compile, torch.export and functorch transforms
-    take the registered op. The keyword-only arguments travel as one dict behind the positional
+    register_autograd (11 tensor arguments); torch.compile, torch.export and vmap take
+    the registered op. The keyword-only arguments travel as one dict behind the positional
     ones, so that ``ctx.needs_input_grad`` has the same meaning in both.
     """
 
@@ -247,6 +254,11 @@ def _eager_function(
 
     EagerFunction.__name__ = EagerFunction.__qualname__ = f"{name}_function"
     return EagerFunction
+
+
+def _is_tracked(value: Any) -> bool:
+    """Whether torch.func.grad (or vjp, jacrev, ...) differentiates by this argument."""
+    return isinstance(value, torch.Tensor) and torch._C._functorch.is_gradtrackingtensor(value)
 
 
 def _transforming() -> bool:

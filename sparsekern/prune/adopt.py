@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from sparsekern._checks import check_model, check_positive
 from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn.layer import SparseLayer
+from sparsekern.prune.distributed import check_not_sharded
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Method
 from sparsekern.prune.sparsify import LayerReport, SparsifyReport, find_targets, first_match
@@ -111,6 +112,7 @@ def check_arguments(
 ) -> None:
     """What can be said before the model is looked at."""
     check_model(model)
+    check_not_sharded(model)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"Expected optimizer to be a torch.optim.Optimizer. Got {type(optimizer).__name__}."

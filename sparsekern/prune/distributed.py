@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -9,7 +11,26 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern.nn.distributed import ddp_ignore, from_rank_zero, is_distributed
 
-__all__ = ["agree_on_topology", "any_rank", "average_", "from_rank_zero", "is_distributed"]
+__all__ = [
+    "agree_on_topology",
+    "any_rank",
+    "average_",
+    "check_not_sharded",
+    "from_rank_zero",
+    "is_distributed",
+]
+
+
+def check_not_sharded(model: nn.Module) -> None:
+    """Raises NotImplementedError for a model whose parameters are cut into shards (FSDP)."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a sharded model's owner has imported it
+    names = ("FullyShardedDataParallel", "FSDPModule")
+    kinds = tuple(getattr(fsdp, name) for name in names if hasattr(fsdp, name))
+    if any(isinstance(module, kinds) for module in model.modules()):
+        raise NotImplementedError(
+            "Expected a model whose parameters are whole. Got one sharded by FSDP: train with "
+            "DistributedDataParallel, whose traffic already shrinks with the density."
+        )
 
 
 def agree_on_topology(model: nn.Module) -> None:

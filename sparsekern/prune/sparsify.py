@@ -24,6 +24,7 @@ from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.tune import tune
 from sparsekern.ops import mask as mask_ops
 from sparsekern.patterns import UNSTRUCTURED, Pattern, Unstructured
+from sparsekern.prune.distributed import check_not_sharded
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.masks import Given, given_masks
 from sparsekern.prune.report import LayerReport, SparsifyReport, Target, first_match
@@ -119,6 +120,7 @@ def convert(
     All masks and formats are there before the first layer is replaced, and an error after that
     brings all back.
     """
+    check_not_sharded(model)
     if isinstance(model, DistributedDataParallel):
         raise ValueError(
             "Expected the model to be made sparse before it is wrapped in "

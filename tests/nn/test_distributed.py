@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import sparsekern as sk
 from sparsekern.nn import sparse_layers
 from sparsekern.prune import Pruner, RigL
+from sparsekern.testing import run_on_ranks
 
 STEPS = 9
 
@@ -38,41 +36,30 @@ def _batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(16, 32, generator=generator), torch.randint(4, (16,), generator=generator)
 
 
-def _worker(rank: int, folder: str) -> None:
-    _train(rank, folder)
-    # torch aborts about one exit in seven when gloo's threads are left to the interpreter's end.
-    gc.collect()
+def _train(rank: int, folder: Path) -> None:
+    _topologies_agree(rank)
+    model = _network()
+    pruner, optimizer = _pruner(model, seed=rank)
+    parallel = DistributedDataParallel(model)
+    sent = []
 
+    def count(state, bucket):  # DDP refuses annotations that are text
+        sent.append(bucket.buffer().nbytes)
+        work = dist.all_reduce(bucket.buffer() / 2, async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
 
-def _train(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    try:
-        _topologies_agree(rank)
-        model = _network()
-        pruner, optimizer = _pruner(model, seed=rank)
-        parallel = DistributedDataParallel(model)
-        sent = []
-
-        def count(state, bucket):  # DDP refuses annotations that are text
-            sent.append(bucket.buffer().nbytes)
-            work = dist.all_reduce(bucket.buffer() / 2, async_op=True)
-            return work.get_future().then(lambda future: future.value()[0])
-
-        parallel.register_comm_hook(None, count)
-        assert parallel.modules_buffers == []  # nothing is broadcast at a forward pass
-        for step in range(STEPS):
-            x, y = (part[8 * rank : 8 * rank + 8] for part in _batch(step))
-            nn.functional.cross_entropy(parallel(x), y).backward()
-            pruner.step()
-            optimizer.zero_grad()
-        assert sum(sent) == STEPS * sum(p.nbytes for p in model.parameters())
-        assert sum(sent) < 0.15 * STEPS * sum(p.nbytes for p in _network().parameters())
-        for layer in pruner.layers:
-            layer.format.validate()
-        torch.save(model.state_dict(), f"{folder}/rank{rank}")
-    finally:
-        dist.destroy_process_group()
+    parallel.register_comm_hook(None, count)
+    assert parallel.modules_buffers == []  # nothing is broadcast at a forward pass
+    for step in range(STEPS):
+        x, y = (part[8 * rank : 8 * rank + 8] for part in _batch(step))
+        nn.functional.cross_entropy(parallel(x), y).backward()
+        pruner.step()
+        optimizer.zero_grad()
+    assert sum(sent) == STEPS * sum(p.nbytes for p in model.parameters())
+    assert sum(sent) < 0.15 * STEPS * sum(p.nbytes for p in _network().parameters())
+    for layer in pruner.layers:
+        layer.format.validate()
+    torch.save(model.state_dict(), folder / f"rank{rank}")
 
 
 def _topologies_agree(rank: int) -> None:
@@ -93,8 +80,7 @@ def _topologies_agree(rank: int) -> None:
 
 def test_two_ranks(tmp_path: Path) -> None:
     """Both ranks end with the same model, which one process on the whole batch ends with too."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    run_on_ranks(_train, tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}") for rank in (0, 1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     model = _network()

@@ -210,3 +210,15 @@ def test_dtype_that_cannot_be_trained(dtype: object) -> None:
 def test_format_that_is_no_name() -> None:
     with pytest.raises(ValueError, match=r"Expected format to be one of .* Got \['csr'\]"):
         SparseLinear(8, 4, format=["csr"])
+
+
+def test_functional_transforms() -> None:
+    """vmap works; torch.func.grad is refused with a sentence that says what works."""
+    layer = sk.nn.SparseLinear(6, 4, density=0.5, format="csr")
+    x = torch.randn(3, 2, 6)
+    assert torch.allclose(torch.func.vmap(layer)(x), layer(x), atol=1e-6)
+    with pytest.raises(
+        NotImplementedError, match=r"Expected no torch\.func\.grad through csr_linear"
+    ):
+        torch.func.grad(lambda each: layer(each).sum())(x)
+    assert torch.isfinite(torch.func.grad(lambda each: sk.densify(layer)(each).sum())(x)).all()

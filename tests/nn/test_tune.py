@@ -5,15 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import sparsekern as sk
@@ -21,6 +18,7 @@ from sparsekern._extension import native
 from sparsekern.nn import SparseLinear, measure
 from sparsekern.nn.measure import Call, Times
 from sparsekern.nn.tune import cache_key
+from sparsekern.testing import run_on_ranks
 from tests.nn.test_measure import same, state_of
 
 tune_module = sys.modules["sparsekern.nn.tune"]
@@ -327,11 +325,7 @@ def test_compact_follows_the_rule_and_not_the_clock() -> None:
     assert torch.equal(model[0].weight, weight)
 
 
-def _tune_on_a_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-
+def _tune_on_a_rank(rank: int, folder: Path) -> None:
     def time_layer(layer: nn.Module, call: Call, training: bool) -> Times:
         if rank == 1:
             raise AssertionError("rank 1 measures")
@@ -348,14 +342,11 @@ def _tune_on_a_rank(rank: int, folder: str) -> None:
     except (OSError, RuntimeError) as error:
         failure = f"{type(error).__name__}: {error}"
     found = [plan.to_json(), [model[i].format.variant for i in (0, 2)], failure]
-    Path(folder, str(rank)).write_text(json.dumps(found))
-    dist.barrier()  # a rank that leaves while the other listens breaks the connection
-    dist.destroy_process_group()
+    (folder / str(rank)).write_text(json.dumps(found))
 
 
 def test_rank_zero_measures_for_all(tmp_path: Path) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_tune_on_a_rank, (str(tmp_path),), nprocs=2)
+    run_on_ranks(_tune_on_a_rank, tmp_path)
     first, second = (json.loads((tmp_path / rank).read_text()) for rank in "01")
     assert first[0] == second[0]
     assert first[1] == second[1] == ["dense", "dense"]
