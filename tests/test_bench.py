@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
-from bench import linear, step, tables, topology
+from bench import conv2d, linear, step, tables, topology
 from bench.kernel_samples import SAMPLES, sample
 from bench.record import Recorder
 from bench.run import SUITES
@@ -64,7 +65,29 @@ def test_pytest_benchmark_runs_them() -> None:
 
 
 def test_known_suites() -> None:
-    assert list(SUITES) == ["linear", "topology", "step", "train"]
+    assert list(SUITES) == ["linear", "conv2d", "topology", "step", "train"]
+
+
+def test_conv2d_compares_with_the_better_dense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = conv2d.Shape(4, 6, 5)
+    for name in ("SHAPES", "MAIN"):
+        monkeypatch.setattr(conv2d, name, (shape,))
+    monkeypatch.setattr(conv2d, "BATCH", 2)
+    recorder = Recorder(tmp_path, "green")
+    conv2d.run(recorder, Console(quiet=True), 0.0)
+    rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
+    assert len(rows) == 4 * 2 * 4  # densities, passes, contenders
+    for density in (0.2, 0.01):
+        own = {
+            row["variant"]: row
+            for row in rows
+            if row["density"] == density and row["pass"] == "forward"
+        }
+        best = min(own[name]["p50_ms"] for name in conv2d.DENSE)
+        speedup = best / own["sparsekern_csr"]["p50_ms"]
+        assert own["sparsekern_csr"]["speedup_over_dense"] == pytest.approx(speedup, rel=1e-2)
 
 
 @pytest.mark.parametrize("optimizer", list(topology.OPTIMIZERS))
