@@ -32,6 +32,9 @@ class Walk {
  public:
   Walk(const SparseKernel<T>& kernel, const Patches& patches, int64_t taps, ScratchFrame& scratch)
       : kernel_(kernel), rows_(kernel.rows), nnz_(kernel.nnz), taps_(taps) {
+    SPARSEKERN_CHECK(patches.panel_size() < int64_t(1) << 31,
+                     "Expected a packed patch of fewer than 2^31 elements. Got ",
+                     patches.panel_size(), ": use variant='dense' for a kernel of this size.");
     choose_panels(patches);
     starts_.assign(size_t((panels_ + 1) * rows_ + kPrefetchRows), 0);
     offsets_ = scratch.take<int32_t>(nnz_);
