@@ -7,7 +7,7 @@ inputs and gradients in its own layout. Packing, index offsets and autograd's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.linear import DENSITIES, PASSES, geomean
 from bench.record import Recorder
-from bench.timing import Times, interleave
+from bench.timing import Times, forward_backward_call, forward_call, interleave
 from sparsekern.nn import SparseConv2d
 
 BATCH = 128
@@ -96,9 +96,9 @@ def _measure(case: Case, budget_s: float) -> dict[str, dict[str, Times]]:
         "sparsekern_csr": (SparseConv2d.from_dense(dense, mask=mask, format="csr"), x.clone()),
     }
     grad = torch.randn(dense(x).shape)
-    forward = {name: _forward(layer, inputs) for name, (layer, inputs) in layers.items()}
+    forward = {name: forward_call(layer, inputs) for name, (layer, inputs) in layers.items()}
     both = {
-        name: _forward_backward(
+        name: forward_backward_call(
             layer, inputs, grad.to(memory_format=last) if name == "dense_channels_last" else grad
         )
         for name, (layer, inputs) in layers.items()
@@ -107,27 +107,6 @@ def _measure(case: Case, budget_s: float) -> dict[str, dict[str, Times]]:
         "forward": interleave(forward, budget_s),
         "forward_backward": interleave(both, budget_s),
     }
-
-
-def _forward(layer: nn.Module, x: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad():
-            layer(x)
-
-    return run
-
-
-def _forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
-    x = x.detach().requires_grad_()
-    parameters = list(layer.parameters())
-
-    def run() -> None:
-        layer(x).backward(grad)
-        x.grad = None
-        for parameter in parameters:
-            parameter.grad = None
-
-    return run
 
 
 def _row(case: Case, which: str, name: str, times: Times, dense: Times) -> dict[str, Any]:

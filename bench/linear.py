@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from bench import rivals
 from bench.record import Recorder
-from bench.timing import Times, interleave
+from bench.timing import Times, forward_backward_call, forward_call, interleave
 from sparsekern.nn import SparseLinear
 
 SHAPES = ((128, 1024, 1024), (512, 2048, 2048), (128, 4096, 4096), (896, 768, 3072))
@@ -67,9 +67,11 @@ def _measure(case: Case, budget_s: float) -> dict[str, dict[str, Times]]:
     layers: dict[str, nn.Module] = {"dense": dense, "dense_again": again}
     layers["sparsekern_csr"] = SparseLinear.from_dense(dense, mask=mask, format="csr")
     layers.update(rivals.installed(dense, mask)[0])
-    forward: dict[str, Callable[[], Any]] = {n: _forward(layer, x) for n, layer in layers.items()}
-    both: dict[str, Callable[[], Any]] = {
-        name: _forward_backward(layer, x, grad)
+    forward: dict[str, Callable[[], Any]] = {
+        n: forward_call(layer, x) for n, layer in layers.items()
+    }
+    both = {
+        name: forward_backward_call(layer, x, grad)
         for name, layer in layers.items()
         if not rivals.forward_only(name)
     }
@@ -77,26 +79,6 @@ def _measure(case: Case, budget_s: float) -> dict[str, dict[str, Times]]:
         "forward": interleave(forward, budget_s),
         "forward_backward": interleave(both, budget_s),
     }
-
-
-def _forward(layer: nn.Module, x: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.no_grad():
-            layer(x)
-
-    return run
-
-
-def _forward_backward(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
-    parameters = list(layer.parameters())
-
-    def run() -> None:
-        layer(x).backward(grad)
-        x.grad = None
-        for parameter in parameters:
-            parameter.grad = None
-
-    return run
 
 
 def _row(case: Case, which: str, name: str, times: Times, dense: Times) -> dict[str, Any]:

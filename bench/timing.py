@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
 WARM_UP_ROUNDS = 3
 MIN_ROUNDS = 7
 MAX_ROUNDS = 61
@@ -52,3 +55,27 @@ def _times(samples: list[float]) -> Times:
     ordered = sorted(samples)
     pick = [ordered[min(int(q * len(ordered)), len(ordered) - 1)] for q in (0.2, 0.5, 0.8)]
     return Times(*pick, rounds=len(ordered))
+
+
+def forward_call(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    """The layer without gradients."""
+
+    def run() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    return run
+
+
+def forward_backward_call(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
+    """The layer and the gradients of its input and parameters, which are dropped afterwards."""
+    x = x.detach().requires_grad_()
+    parameters = list(layer.parameters())
+
+    def run() -> None:
+        layer(x).backward(grad)
+        x.grad = None
+        for parameter in parameters:
+            parameter.grad = None
+
+    return run

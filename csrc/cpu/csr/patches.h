@@ -226,8 +226,8 @@ class Patches {
     return span;
   }
 
-  // PERF: the shape with the least work for the whole batch, in half cycles: an entry takes 5 for 128
-  // lanes and 3 for 64 (Zen 5), a row of at most 16 pixels 3 to pack or to write back.
+  // PERF: the shape with the least work for the whole batch, counted in half cycles: an entry takes 10
+  // for 128 lanes and 6 for 64 (Zen 5), a row of at most 16 pixels 6 to pack or to write back.
   static constexpr int64_t kWidestTile = int64_t(160) << 10;  // elements, 640 KB
   void choose_shape(int64_t nnz) {
     const int64_t height = view_.out_height, width = view_.out_width;

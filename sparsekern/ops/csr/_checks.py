@@ -29,3 +29,40 @@ def check_rows(crow: Tensor, col: Tensor) -> None:
     check_index("col", col, None, col.device, "col")
     if crow.shape[0] < 1:
         raise ValueError("Expected crow to have one element more than rows. Got 0 elements.")
+
+
+def check_operands(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    matrix: tuple[int, int],
+    index: dict[str, Tensor],
+) -> None:
+    """What every layer op asks of its tensors, beside the shape of ``x``; ``matrix`` is the shape
+    of the weight as a matrix."""
+    check_dtype(x, "x", ACTIVATION_DTYPES)
+    check_dtype(values, "values", VALUE_DTYPES)
+    if (x.dtype == torch.float64) != (values.dtype == torch.float64):
+        raise TypeError(
+            "Expected x and values to be float64 together or not at all. "
+            f"Got {x.dtype} and {values.dtype}."
+        )
+    device, col = values.device, index["col"]
+    check_device(x, "x", device, "values")
+    check_shape(values, "values", col.shape)
+    if bias is not None:
+        check_shape(bias, "bias", matrix[:1])
+        check_dtype(bias, "bias", (values.dtype,))
+        check_device(bias, "bias", device, "values")
+    if probe is not None:
+        check_shape(probe, "probe", matrix)
+    # One comparison an index tensor: this runs in every forward and backward pass.
+    if any(t.dtype != torch.int32 or t.device != device or t.ndim != 1 for t in index.values()):
+        for name, tensor in index.items():
+            check_index(name, tensor, None, device, "values")
+    if index["col_t"].shape != col.shape or index["perm"].shape != col.shape:
+        raise ValueError(
+            f"Expected col, col_t and perm to have {col.shape[0]} elements. "
+            f"Got {index['col_t'].shape[0]} and {index['perm'].shape[0]}."
+        )

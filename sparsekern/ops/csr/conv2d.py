@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern._checks import check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
 from sparsekern.ops._define import Cost, Variant, define_op
 from sparsekern.ops.csr import _convolutions as samples
-from sparsekern.ops.csr._checks import ACTIVATION_DTYPES, VALUE_DTYPES, check_index
+from sparsekern.ops.csr._checks import check_operands
 from sparsekern.ops.csr._convolutions import INDEX_NAMES, output_size
 from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
 from sparsekern.ops.csr.index import CsrIndex
@@ -90,7 +90,7 @@ def _check(
 ) -> None:
     check_tensor(x, "x", ndim=4)
     check_tensor(values, "values", ndim=1)
-    crow, col, crow_t, col_t, perm = index
+    crow, _, crow_t, *_ = index
     rows, channels = crow.shape[0] - 1, crow_t.shape[0] - 1
     check_geometry(kernel_size, stride, padding, dilation)
     if groups < 1 or rows % groups != 0:
@@ -104,29 +104,9 @@ def _check(
             f"Expected x to be as large as the kernel, {tuple(kernel_size)} with dilation "
             f"{tuple(dilation)}, once padded by {tuple(padding)}. Got shape {tuple(x.shape)}."
         )
-    check_dtype(x, "x", ACTIVATION_DTYPES)
-    check_dtype(values, "values", VALUE_DTYPES)
-    if (x.dtype == torch.float64) != (values.dtype == torch.float64):
-        raise TypeError(
-            "Expected x and values to be float64 together or not at all. "
-            f"Got {x.dtype} and {values.dtype}."
-        )
-    device = values.device
-    check_device(x, "x", device, "values")
-    check_shape(values, "values", col.shape)
-    if bias is not None:
-        check_shape(bias, "bias", (rows,))
-        check_dtype(bias, "bias", (values.dtype,))
-        check_device(bias, "bias", device, "values")
-    if probe is not None:
-        check_shape(probe, "probe", (rows, channels * kernel_size[0] * kernel_size[1]))
-    for name, tensor in zip(INDEX_NAMES, index, strict=True):
-        check_index(name, tensor, None, device, "values")
-    if col_t.shape != col.shape or perm.shape != col.shape:
-        raise ValueError(
-            f"Expected col, col_t and perm to have {col.shape[0]} elements. "
-            f"Got {col_t.shape[0]} and {perm.shape[0]}."
-        )
+    columns = channels * kernel_size[0] * kernel_size[1]
+    named = dict(zip(INDEX_NAMES, index, strict=True))
+    check_operands(x, values, bias, probe, (rows, columns), named)
 
 
 def check_geometry(kernel_size: _Pair, stride: _Pair, padding: _Pair, dilation: _Pair) -> None:

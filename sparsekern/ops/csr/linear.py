@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsekern._checks import as_rows, check_device, check_dtype, check_shape, check_tensor
+from sparsekern._checks import as_rows, check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
 from sparsekern.ops._define import Cost, Sample, Variant, define_op
-from sparsekern.ops.csr._checks import ACTIVATION_DTYPES, VALUE_DTYPES, check_index
+from sparsekern.ops.csr._checks import VALUE_DTYPES, check_operands
 from sparsekern.ops.csr._samples import matrices
 from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
 from sparsekern.ops.csr.index import CsrIndex, build_index, index_from_mask
@@ -52,37 +52,14 @@ def _check(
     if not isinstance(x, Tensor) or not isinstance(values, Tensor):
         check_tensor(x, "x")
         check_tensor(values, "values")
-    crow, col, _, crow_t, col_t, perm, _ = index
+    crow, _, _, crow_t, *_ = index
     rows, cols = crow.shape[0] - 1, crow_t.shape[0] - 1
     if x.ndim < 1 or x.shape[-1] != cols:
         raise ValueError(
             f"Expected x to have {cols} features in its last dimension. Got shape {tuple(x.shape)}."
         )
-    check_dtype(x, "x", ACTIVATION_DTYPES)
-    check_dtype(values, "values", VALUE_DTYPES)
-    if (x.dtype == torch.float64) != (values.dtype == torch.float64):
-        raise TypeError(
-            "Expected x and values to be float64 together or not at all. "
-            f"Got {x.dtype} and {values.dtype}."
-        )
-    device = values.device
-    check_device(x, "x", device, "values")
-    check_shape(values, "values", col.shape)
-    if bias is not None:
-        check_shape(bias, "bias", (rows,))
-        check_dtype(bias, "bias", (values.dtype,))
-        check_device(bias, "bias", device, "values")
-    if probe is not None:
-        check_shape(probe, "probe", (rows, cols))
-    # One comparison an index tensor: this runs in every forward and backward pass.
-    if any(t.dtype != torch.int32 or t.device != device or t.ndim != 1 for t in index):
-        for name, tensor in zip(CsrIndex._fields, index, strict=True):
-            check_index(name, tensor, None, device, "values")
-    if col_t.shape != col.shape or perm.shape != col.shape:
-        raise ValueError(
-            f"Expected col, col_t and perm to have {col.shape[0]} elements. "
-            f"Got {col_t.shape[0]} and {perm.shape[0]}."
-        )
+    named = dict(zip(CsrIndex._fields, index, strict=True))
+    check_operands(x, values, bias, probe, (rows, cols), named)
 
 
 def _fake(
