@@ -127,8 +127,8 @@ class Patches {
   // Writes rows [first, first + count) of a finished tile; `out` begins at pixel (0, 0) of the view,
   // with strides between its images, channels, rows and columns.
   template <typename T>
-  void unpack(const PanelKernels<T>& kernels, const T* outputs, const T* bias, int64_t tile,
-              int64_t first, int64_t count, T* out, int64_t channel_stride, Size2 stride) const {
+  void unpack(const PanelKernels<T>& kernels, const T* outputs, int64_t tile, int64_t first,
+              int64_t count, T* out, int64_t channel_stride, Size2 stride) const {
     for (int64_t image = 0; image < across_; ++image) {
       const Place at = place(tile, image);
       if (at.image >= view_.batch) break;
@@ -140,23 +140,45 @@ class Patches {
                                channel_stride};
       T* begin = out + (at.image * view_.out_channels + first) * channel_stride + at.i * stride.h +
                  at.j * stride.w;
-      kernels.unpack_patch(outputs + image * pw_, bias, count, width_, target, begin);
+      kernels.unpack_patch(outputs + image * pw_, count, width_, target, begin);
     }
   }
 
-  // The same patches over a tensor that is indexed by output pixels (dy in dvalues).
-  Patches of_outputs() const {
+  // Lanes of a packed tile.
+  const int64_t* packed_lanes() const { return packed_lanes_; }
+
+  // Where the pixels of a tile lie in a tensor indexed by output pixels: lanes [16 k, 16 k + 16) of
+  // channel 0 at first + lanes[k]. False where 16 lanes are not 16 neighbours in that tensor.
+  bool in_place(int64_t tile, int64_t channel_stride, Size2 stride, int64_t* first,
+                int64_t* lanes) const {
+    const Place at = place(tile, 0);
+    const bool whole = across_ * pw_ == pitch_ && ph_ * pitch_ == width_ && pw_ % 16 == 0;
+    if (!whole || stride.w != 1 || at.image + across_ > view_.batch ||
+        at.i + ph_ > view_.out_height || at.j + pw_ > view_.out_width)
+      return false;
+    const int64_t image_stride = view_.out_channels * channel_stride;
+    *first = at.image * image_stride + at.i * stride.h + at.j;
+    for (int64_t k = 0; k < width_ / 16; ++k) {
+      const int64_t i = 16 * k / pitch_, lane = 16 * k % pitch_;
+      lanes[k] = lane / pw_ * image_stride + i * stride.h + lane % pw_;
+    }
+    return true;
+  }
+
+  // The same patches over a tensor indexed by output pixels: pixel (i, j) of the view is its element
+  // first + (i, j) * step of `size` (dy in the forward view, x in that of a class of dx).
+  Patches of_outputs(Size2 size, Size2 first, Size2 step) const {
     Patches other(*this);
     ConvView& view = other.view_;
     view.channels = view_.out_channels;
-    view.height = view_.out_height;
-    view.width = view_.out_width;
-    view.step = {1, 1};
-    view.dh = {0};
-    view.dw = {0};
-    other.shifts_ = {0};
+    view.height = size.h;
+    view.width = size.w;
+    view.step = step;
+    view.dh = {first.h};
+    view.dw = {first.w};
+    other.shifts_ = {int32_t(first.w)};
     other.rows_.clear();
-    for (int64_t i = 0; i < ph_; ++i) other.rows_.push_back({i * pitch_, i});
+    for (int64_t i = 0; i < ph_; ++i) other.rows_.push_back({i * pitch_, first.h + i * step.h});
     other.row_begin_ = {0};
     other.copy_size_ = other.channel_size_ = width_;
     other.gaps_ = across_ * pw_ < pitch_ || ph_ * pitch_ < width_;
@@ -299,6 +321,8 @@ class Patches {
     }
     return end;
   }
+
+  static constexpr int64_t packed_lanes_[kPatchWidth / 16] = {0, 16, 32, 48, 64, 80, 96, 112};
 
   ConvView view_;
   std::vector<int32_t> shifts_;      // column offset of each copy

@@ -38,7 +38,12 @@ class Walk {
     choose_panels(patches);
     starts_.assign(size_t((panels_ + 1) * rows_ + kPrefetchRows), 0);
     offsets_ = scratch.take<int32_t>(nnz_);
+    sources_ = scratch.take<int32_t>(kernel.transposed ? nnz_ : 0);
     make_table(patches);
+    if (has_absent_) {
+      std::fill_n(offsets_, nnz_, 0);
+      if (kernel.transposed) std::fill_n(sources_, nnz_, -1);
+    }
     const bool in_place = kernel.perm == nullptr && !has_absent_;
     T* own = in_place ? nullptr : scratch.take<T>(nnz_);
     values_ = in_place ? kernel.values : own;
@@ -59,6 +64,8 @@ class Walk {
   int64_t nnz() const { return nnz_; }
   const T* values() const { return values_; }
   const int32_t* offsets() const { return offsets_; }
+  // Of a transposed weight: which of its values an entry is, -1 where there is no entry.
+  const int32_t* sources() const { return sources_; }
 
   CellRows cell(int64_t block, int64_t panel) const {
     const int64_t first = block * row_block_;
@@ -119,6 +126,7 @@ class Walk {
       const int64_t from = kernel_.perm != nullptr ? kernel_.perm[j] : j;
       if (from < 0 || from >= nnz_) return false;
       offsets_[out] = offset + base;
+      if (kernel_.transposed) sources_[out] = int32_t(from);
       if (own != nullptr) own[out] = kernel_.values[from];
       ++out;
     }
@@ -133,6 +141,7 @@ class Walk {
   std::vector<int32_t> starts_;  // [panels + 1][rows], and what prefetching reads
   std::vector<int32_t> table_;
   int32_t* offsets_ = nullptr;
+  int32_t* sources_ = nullptr;
   const T* values_ = nullptr;
 };
 

@@ -4,6 +4,7 @@
 
 namespace sparsekern::avx512 {
 
+#include "convolve.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"

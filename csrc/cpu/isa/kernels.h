@@ -5,6 +5,7 @@
 // rows by a panel of columns; its entries of one row are contiguous in `values` and `col`.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "../../common/dtype.h"
 
@@ -20,6 +21,15 @@ struct CellRows {
   int64_t rows;
   int64_t nnz;  // of the whole matrix
   int lines;    // cache lines to prefetch per row
+};
+
+// Rows of a tile as they lie in memory: lanes [16 k, 16 k + 16) of row r begin at
+// data + r * stride + lanes[k].
+template <typename T>
+struct TileRows {
+  T* data;
+  int64_t stride;
+  const int64_t* lanes;
 };
 
 // One packed row of a patch of pixels.
@@ -68,15 +78,20 @@ struct PanelKernels {
   // gradient[j] (+)= sum_b x_panel[col[j]][b] * y_panel[r][b] for every entry j of every row.
   void (*sddmm)(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                 int width, bool accumulate, T* gradient);
-  // The same on a packed patch: entry j multiplies `width` elements from panel + offsets[j] on.
-  void (*spmm_offsets)(const CellRows& cell, const T* values, const int32_t* offsets,
-                       const T* panel, int width, bool first, T* tile);
-  void (*sddmm_offsets)(const CellRows& cell, const int32_t* offsets, const T* x_panel,
-                        const T* y_panel, int width, bool accumulate, T* gradient);
+  // On packed patches, where entry j's pixels are the `width` elements from panel + offsets[j] on:
+  // to[r][:] = from[r][:] + sum_j values[j] * pixels_j[:]; without `from`, from bias[r] or zero on.
+  void (*convolve)(const CellRows& cell, const T* values, const int32_t* offsets, const T* panel,
+                   int width, const TileRows<const T>& from, const T* bias, const TileRows<T>& to);
+  // gradient[j] (+)= sum over lanes of rows[r][:] * pixels_j[:].
+  void (*convolve_dvalues)(const CellRows& cell, const int32_t* offsets, const T* panel, int width,
+                           const TileRows<const T>& rows, bool accumulate, T* gradient);
+  // convolve (without bias) and convolve_dvalues.
+  void (*convolve_both)(const CellRows& cell, const T* values, const int32_t* offsets,
+                        const T* panel, int width, const TileRows<const T>& rows, bool accumulate,
+                        T* gradient, const TileRows<const T>& from, const TileRows<T>& to);
   void (*pack_patch)(const T* planes, const PatchSource& source, int64_t channels, T* panel);
-  // y[c][pixel] = tile[c * width + lane] + bias[c] (bias may be null).
-  void (*unpack_patch)(const T* tile, const T* bias, int64_t channels, int width,
-                       const PatchTarget& target, T* y);
+  // y[c][pixel] = tile[c * width + lane].
+  void (*unpack_patch)(const T* tile, int64_t channels, int width, const PatchTarget& target, T* y);
   // sums[r] (+)= sum over the tile of panel[r][:], r < rows.
   void (*sum_rows)(const T* panel, int64_t rows, int width, bool accumulate, T* sums);
 };

@@ -5,6 +5,7 @@
 
 namespace sparsekern::scalar {
 
+#include "convolve.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
