@@ -13,6 +13,7 @@
 // entry of 128 lanes, and 1.58 + 2.05 apart (Zen 5, 29 entries a row and panel). It needs 22
 // registers, so narrower instruction sets walk twice.
 #pragma once
+#include "add_entry.inl"
 #include "prefetch.inl"
 
 template <typename V>

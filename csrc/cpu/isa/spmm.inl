@@ -10,17 +10,8 @@
 // each length (the lab's design) are 3 to 20 % slower on Zen 4, and their code does not stay in L1.
 
 #pragma once
+#include "add_entry.inl"
 #include "prefetch.inl"
-
-constexpr int32_t kPairsFrom = 6;  // entries of a row from which two sets of sums pay
-
-template <typename V, int NV>
-static SPARSEKERN_INLINE void add_entry(typename V::Element value, const typename V::Element* x,
-                                        typename V::Reg* sum) {
-  const typename V::Reg weight = V::broadcast(value);
-  SPARSEKERN_UNROLL(8)
-  for (int v = 0; v < NV; ++v) sum[v] = V::mul_add(weight, V::load(x + v * V::kWidth), sum[v]);
-}
 
 template <typename V, int kWidth, bool kFirst, bool kIndirect>
 static void spmm_rows(const CellRows& cell, const typename V::Element* values, const int32_t* col,
