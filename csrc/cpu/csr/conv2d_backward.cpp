@@ -110,7 +110,6 @@ class Gradients {
     const int32_t* sources = walk_.sources();
     parallel_range(nnz, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
-        if (sources[j] < 0) continue;
         T total = sums[j];
         for (int64_t chunk = 1; chunk < kChunks; ++chunk) total += sums[chunk * nnz + j];
         dvalues_[sources[j]] = total;
@@ -144,8 +143,7 @@ class Gradients {
       });
     }
     const int32_t* sources = walk_.sources();
-    for (int64_t j = 0; j < walk_.nnz(); ++j)
-      if (sources[j] >= 0) dvalues_[sources[j]] = sums[j];
+    for (int64_t j = 0; j < walk_.nnz(); ++j) dvalues_[sources[j]] = sums[j];
   }
 
   void pack_x(int64_t tile, T* x_panel) const {
