@@ -26,6 +26,7 @@ int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1)
 struct PixelClass {
   int64_t first, count;         // h = first + i * stride
   std::vector<int64_t> shifts;  // of dy, one a kernel row: kAbsent where it has no part
+  bool has_taps = false;
 
   PixelClass(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
              int64_t residue) {
@@ -34,6 +35,7 @@ struct PixelClass {
     count = first < size ? (size - 1 - first) / stride + 1 : 0;
     for (int64_t k = 0; k < kernel; ++k) {
       const bool present = (k * dilation) % stride == residue;
+      has_taps = has_taps || present;
       shifts.push_back(present ? q - (k * dilation - residue) / stride : kAbsent);
     }
   }
@@ -195,12 +197,21 @@ template <typename T>
 void gradients(const ConvShape& s, const SparseKernel<T>& kernel, const T* grad, const T* x, T* dx,
                T* dvalues) {
   const bool whole = s.stride.h == 1 && s.stride.w == 1;  // all pixels are in one class
-  if (dvalues != nullptr && !whole) std::fill_n(dvalues, kernel.nnz, T(0));  // classes may be empty
-  for (int64_t rh = 0; rh < s.stride.h; ++rh) {
-    const PixelClass h(s.height, s.kernel.h, s.stride.h, s.padding.h, s.dilation.h, rh);
-    for (int64_t rw = 0; rw < s.stride.w; ++rw) {
-      const PixelClass w(s.width, s.kernel.w, s.stride.w, s.padding.w, s.dilation.w, rw);
-      if (h.count == 0 || w.count == 0) continue;
+  std::vector<PixelClass> rows, cols;
+  for (int64_t r = 0; r < s.stride.h; ++r)
+    rows.emplace_back(s.height, s.kernel.h, s.stride.h, s.padding.h, s.dilation.h, r);
+  for (int64_t r = 0; r < s.stride.w; ++r)
+    cols.emplace_back(s.width, s.kernel.w, s.stride.w, s.padding.w, s.dilation.w, r);
+  const auto idle = [](const PixelClass& c) { return c.count == 0 || !c.has_taps; };
+  if (std::any_of(rows.begin(), rows.end(), idle) || std::any_of(cols.begin(), cols.end(), idle)) {
+    if (dvalues != nullptr) std::fill_n(dvalues, kernel.nnz, T(0));
+    if (dx != nullptr)
+      parallel_range(s.batch * s.channels * s.height * s.width,
+                     [&](int64_t begin, int64_t end) { std::fill(dx + begin, dx + end, T(0)); });
+  }
+  for (const PixelClass& h : rows) {
+    for (const PixelClass& w : cols) {
+      if (idle(h) || idle(w)) continue;
       ConvView view{s.batch, s.out_channels, s.out_height, s.out_width, s.channels, h.count,
                     w.count, {1, 1},         h.shifts,     w.shifts,    s.groups};
       ClassPixels pixels{{s.height, s.width}, {h.first, w.first}, s.stride};

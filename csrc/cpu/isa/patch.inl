@@ -77,6 +77,7 @@ struct Patch {
   }
 
   static void unpack(const T* tile, int64_t channels, int width, const PatchTarget& t, T* y) {
+    // SAFETY: whole vectors are read; the tile is followed by at least one vector of scratch.
     // Rows of a whole plane's width are one run of pixels.
     const bool one_run = t.col_step == 1 && t.row_stride == t.pixels && t.cols == t.pixels;
     const int64_t rows = one_run ? 1 : t.rows;
@@ -88,8 +89,10 @@ struct Patch {
         if (t.col_step == 1) {
           int64_t j = 0;
           for (; j + W <= cols; j += W) V::store(to + j, V::load(from + j));
-          // SAFETY: the tile is followed by at least one vector of scratch.
           if (j < cols) V::store_first(to + j, V::load(from + j), int(cols - j));
+        } else if (t.col_step == 2) {
+          for (int64_t j = 0; j < cols; j += W)
+            V::store_even(to + 2 * j, V::load(from + j), int(cols - j < W ? cols - j : W));
         } else {
           for (int64_t j = 0; j < cols; ++j) to[j * t.col_step] = from[j];
         }

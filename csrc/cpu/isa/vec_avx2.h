@@ -61,6 +61,12 @@ struct Vec {
     _mm256_store_ps(lane, r);
     for (int i = 0; i < count; ++i) p[i] = lane[i];
   }
+  // p[0], p[2], p[4], ... = the first `count` lanes; what lies between is not touched.
+  static SPARSEKERN_INLINE void store_even(float* p, Reg r, int count) {
+    alignas(32) float lane[kWidth];
+    _mm256_store_ps(lane, r);
+    for (int i = 0; i < count; ++i) p[2 * i] = lane[i];
+  }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 

@@ -59,6 +59,16 @@ struct Vec {
     if (count == 8) return _mm256_storeu_ps(p, _mm512_castps512_ps256(r));
     _mm512_mask_storeu_ps(p, Lanes((1u << count) - 1), r);
   }
+  // p[0], p[2], p[4], ... = the first `count` lanes; what lies between is not touched.
+  static SPARSEKERN_INLINE void store_even(float* p, Reg r, int count) {
+    const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    constexpr Lanes kEven = 0x5555;
+    _mm512_mask_storeu_ps(p, kEven & lanes(0, 2 * count), _mm512_permutexvar_ps(low, r));
+    if (count > 8)
+      _mm512_mask_storeu_ps(p + 16, kEven & lanes(0, 2 * count - 16),
+                            _mm512_permutexvar_ps(high, r));
+  }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
 

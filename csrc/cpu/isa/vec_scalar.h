@@ -54,6 +54,10 @@ struct VecOf {
   static SPARSEKERN_INLINE void store_first(T* p, const Reg& r, int count) {
     for (int i = 0; i < count; ++i) p[i] = r.lane[i];
   }
+  // p[0], p[2], p[4], ... = the first `count` lanes; what lies between is not touched.
+  static SPARSEKERN_INLINE void store_even(T* p, const Reg& r, int count) {
+    for (int i = 0; i < count; ++i) p[2 * i] = r.lane[i];
+  }
   static SPARSEKERN_INLINE Reg add(const Reg& a, const Reg& b) {
     Reg r;
     for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] + b.lane[i];
