@@ -149,21 +149,18 @@ class Gradients {
   }
 
   void pack_x(int64_t tile, T* x_panel) const {
-    int64_t first = 0, lanes[kPatchWidth / 16];
-    if (!x_.in_place(tile, x_pixels_.channel_stride, x_pixels_.stride, &first, lanes))
+    Patches::Lanes lanes;
+    if (!grad_.in_place(tile, x_pixels_.channel_stride, x_pixels_.stride, &lanes))
       x_.pack(kernels<T>(), x_data_, tile, 0, walk_.rows(), x_panel);
   }
 
   void add_tile(int64_t tile, int64_t block, const T* panel, const T* x_panel, bool accumulate,
                 T* scratch, T* sums) const {
     const int64_t row = block * walk_.row_block();
-    int64_t first = 0, lanes[kPatchWidth / 16];
-    const int64_t stride = x_pixels_.channel_stride;
-    const bool in_place = x_.in_place(tile, stride, x_pixels_.stride, &first, lanes);
-    const TileRows<const T> x =
-        in_place ? TileRows<const T>{x_pixels_.begin + first + row * stride, stride, lanes}
-                 : TileRows<const T>{x_panel + row * x_.channel_size(), x_.channel_size(),
-                                     x_.packed_lanes()};
+    Patches::Lanes lanes{};
+    const bool in_place = grad_.in_place(tile, x_pixels_.channel_stride, x_pixels_.stride, &lanes);
+    const TileRows<const T> x = in_place ? lanes.of(x_pixels_.begin, row, x_pixels_.channel_stride)
+                                         : x_.packed(x_panel + row * x_.channel_size());
     const int width = grad_.width();
     if (!wants_dx_) {
       for (int64_t p = 0; p < walk_.panels(); ++p)

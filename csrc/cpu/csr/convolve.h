@@ -14,24 +14,22 @@ struct PixelTarget {
 };
 
 // Where the sums of a block of rows of one tile go: from panel to panel they wait in scratch, the
-// last panel writes the tensor itself where the tile's vectors are whole in it.
+// last panel writes the tensor itself where the tile's lanes are neighbours in it.
 template <typename T>
 class TileOutput {
  public:
   TileOutput(const Patches& patches, const PixelTarget<T>& target, int64_t tile, int64_t first_row,
              T* scratch)
       : patches_(patches), target_(target), tile_(tile), first_row_(first_row) {
-    packed_ = {scratch, patches.width(), patches.packed_lanes()};
-    int64_t first = 0;
-    in_place_ = patches.in_place(tile, target.channel_stride, target.stride, &first, lanes_);
-    placed_ = {target.begin + first + first_row * target.channel_stride, target.channel_stride,
-               lanes_};
+    packed_ = patches.packed(scratch);
+    in_place_ = patches.in_place(tile, target.channel_stride, target.stride, &lanes_);
+    placed_ = lanes_.of(target.begin, first_row, target.channel_stride);
   }
   TileOutput(const TileOutput&) = delete;
   TileOutput& operator=(const TileOutput&) = delete;
 
   TileRows<const T> before(int64_t panel) const {
-    return {panel > 0 ? packed_.data : nullptr, packed_.stride, packed_.lanes};
+    return {panel > 0 ? packed_.data : nullptr, packed_.stride, packed_.lanes, nullptr};
   }
   const TileRows<T>& after(int64_t panel, int64_t panels) const {
     return in_place_ && panel == panels - 1 ? placed_ : packed_;
@@ -46,7 +44,7 @@ class TileOutput {
   const Patches& patches_;
   const PixelTarget<T>& target_;
   const int64_t tile_, first_row_;
-  int64_t lanes_[kPatchWidth / 16];
+  Patches::Lanes lanes_{};
   TileRows<T> packed_, placed_;
   bool in_place_;
 };

@@ -144,23 +144,40 @@ class Patches {
     }
   }
 
-  // Lanes of a packed tile.
-  const int64_t* packed_lanes() const { return packed_lanes_; }
+  // Rows of a packed tile.
+  template <typename T>
+  TileRows<T> packed(T* tile) const {
+    return {tile, width_, packed_lanes_, nullptr};
+  }
 
-  // Where the pixels of a tile lie in a tensor indexed by output pixels: lanes [16 k, 16 k + 16) of
-  // channel 0 at first + lanes[k]. False where 16 lanes are not 16 neighbours in that tensor.
-  bool in_place(int64_t tile, int64_t channel_stride, Size2 stride, int64_t* first,
-                int64_t* lanes) const {
-    const Place at = place(tile, 0);
-    const bool whole = across_ * pw_ == pitch_ && ph_ * pitch_ == width_ && pw_ % 16 == 0;
-    if (!whole || stride.w != 1 || at.image + across_ > view_.batch ||
-        at.i + ph_ > view_.out_height || at.j + pw_ > view_.out_width)
-      return false;
+  // Where the pixels of a tile lie in a tensor indexed by output pixels, whose channels, rows and
+  // columns lie `channel_stride` and `stride` apart. False where 16 lanes are not neighbours there.
+  struct Lanes {
+    int64_t first, lanes[kPatchWidth / 16];  // of channel 0
+    int32_t counts[kPatchWidth / 16];
+    bool whole;  // all counts are 16
+
+    template <typename T>
+    TileRows<T> of(T* tensor, int64_t channel, int64_t channel_stride) const {
+      return {tensor + first + channel * channel_stride, channel_stride, lanes,
+              whole ? nullptr : counts};
+    }
+  };
+  bool in_place(int64_t tile, int64_t channel_stride, Size2 stride, Lanes* at) const {
+    if (stride.w != 1 || (across_ > 1 && (pw_ % 16 != 0 || across_ * pw_ != pitch_))) return false;
+    const Place place = this->place(tile, 0);
     const int64_t image_stride = view_.out_channels * channel_stride;
-    *first = at.image * image_stride + at.i * stride.h + at.j;
+    at->first = place.image * image_stride + place.i * stride.h + place.j;
+    at->whole = true;
     for (int64_t k = 0; k < width_ / 16; ++k) {
       const int64_t i = 16 * k / pitch_, lane = 16 * k % pitch_;
-      lanes[k] = lane / pw_ * image_stride + i * stride.h + lane % pw_;
+      const int64_t image = across_ > 1 ? lane / pw_ : 0, j = lane - image * pw_;
+      const bool exists =
+          i < ph_ && place.i + i < view_.out_height && place.image + image < view_.batch;
+      const int64_t count = std::min(pw_, view_.out_width - place.j) - j;
+      at->counts[k] = exists ? int32_t(std::max<int64_t>(0, std::min<int64_t>(16, count))) : 0;
+      at->lanes[k] = at->counts[k] > 0 ? image * image_stride + i * stride.h + j : 0;
+      at->whole = at->whole && at->counts[k] == 16;
     }
     return true;
   }

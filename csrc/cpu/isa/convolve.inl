@@ -23,18 +23,36 @@ struct Convolve {
   static constexpr int W = V::kWidth;
   static constexpr int kRegisterWidth = W >= 16 ? 128 : 64;  // lanes whose sums registers hold
 
-  template <int NV, typename Lanes>
-  static SPARSEKERN_INLINE void load_row(const Lanes& rows, int64_t r, Reg* row) {
+  template <int NV, typename Rows>
+  static SPARSEKERN_INLINE void load_row(const Rows& rows, int64_t r, Reg* row) {
     const T* begin = rows.data + r * rows.stride;
-    SPARSEKERN_UNROLL(8)
-    for (int v = 0; v < NV; ++v) row[v] = V::load(begin + rows.lanes[v * W / 16] + v * W % 16);
+    if (rows.counts == nullptr) {
+      SPARSEKERN_UNROLL(8)
+      for (int v = 0; v < NV; ++v) row[v] = V::load(begin + rows.lanes[v * W / 16] + v * W % 16);
+    } else {
+      SPARSEKERN_UNROLL(8)
+      for (int v = 0; v < NV; ++v)
+        row[v] = V::load(begin + rows.lanes[v * W / 16] + v * W % 16,
+                         V::lanes(0, rows.counts[v * W / 16] - v * W % 16));
+    }
   }
 
   template <int NV>
   static SPARSEKERN_INLINE void store_row(const TileRows<T>& rows, int64_t r, const Reg* row) {
     T* begin = rows.data + r * rows.stride;
-    SPARSEKERN_UNROLL(8)
-    for (int v = 0; v < NV; ++v) V::store(begin + rows.lanes[v * W / 16] + v * W % 16, row[v]);
+    if (rows.counts == nullptr) {
+      SPARSEKERN_UNROLL(8)
+      for (int v = 0; v < NV; ++v) V::store(begin + rows.lanes[v * W / 16] + v * W % 16, row[v]);
+    } else {
+      SPARSEKERN_UNROLL(8)
+      for (int v = 0; v < NV; ++v) {
+        const int count = rows.counts[v * W / 16] - v * W % 16;
+        V::store_first(begin + rows.lanes[v * W / 16] + v * W % 16, row[v],
+                       count < 0   ? 0
+                       : count > W ? W
+                                   : count);
+      }
+    }
   }
 
   template <int NV>
@@ -164,7 +182,8 @@ struct Convolve {
 
   template <typename Rows>
   static Rows from_lane(const Rows& rows, int lane) {
-    return {rows.data, rows.stride, rows.lanes + lane / 16};
+    return {rows.data, rows.stride, rows.lanes + lane / 16,
+            rows.counts != nullptr ? rows.counts + lane / 16 : nullptr};
   }
 
   static void convolve(const CellRows& cell, const T* values, const int32_t* offsets,

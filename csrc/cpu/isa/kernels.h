@@ -24,12 +24,14 @@ struct CellRows {
 };
 
 // Rows of a tile as they lie in memory: lanes [16 k, 16 k + 16) of row r begin at
-// data + r * stride + lanes[k].
+// data + r * stride + lanes[k], and only the first counts[k] of them are there (all, where counts is
+// null); the others read as zero and are not written.
 template <typename T>
 struct TileRows {
   T* data;
   int64_t stride;
   const int64_t* lanes;
+  const int32_t* counts;
 };
 
 // One packed row of a patch of pixels.
