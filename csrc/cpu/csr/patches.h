@@ -272,7 +272,7 @@ class Patches {
     const int64_t height = view_.out_height, width = view_.out_width;
     int64_t least = -1;
     for (int64_t pitch = 16; pitch <= kPatchWidth; pitch *= 2) {
-      const int64_t parts = ceil_div(width, pitch), pw = ceil_div(width, parts);
+      const int64_t parts = ceil_div(width, pitch), pw = std::min(width, pitch);
       const int64_t across = parts > 1 ? 1 : std::min(view_.batch, pitch / pw);
       for (int64_t ph = 1; ph <= std::min(height, kPatchWidth / pitch); ++ph) {
         const int64_t lanes = ph * pitch;
