@@ -57,6 +57,15 @@ def _check_isa() -> None:
         raise ValueError(f"Expected SPARSEKERN_ISA to be one of {', '.join(ISAS)}. Got {wanted!r}.")
 
 
+def _check_kept_memory() -> None:
+    wanted = os.environ.get("SPARSEKERN_KEEP_MB")
+    if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) < 10):
+        raise ValueError(
+            "Expected SPARSEKERN_KEEP_MB to be a whole number of megabytes (of freed results that "
+            f"native code keeps for the next ones). Got {wanted!r}."
+        )
+
+
 def _load() -> NativeLibrary:
     if os.environ.get("SPARSEKERN_NATIVE", "1") == "0":
         return NativeLibrary(reason="SPARSEKERN_NATIVE=0 is set.")
@@ -86,4 +95,5 @@ def _load() -> NativeLibrary:
 
 
 _check_isa()
+_check_kept_memory()
 native = _load()

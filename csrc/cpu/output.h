@@ -3,9 +3,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <limits>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -23,7 +24,8 @@ torch_from_blob(void* data, int64_t ndim, const int64_t* sizes, const int64_t* s
 
 namespace sparsekern {
 
-// Memory of results that were freed, at most SPARSEKERN_KEEP_MB (512) of it, oldest dropped first.
+// Memory of results that were freed, at most SPARSEKERN_KEEP_MB (512; checked by _extension.py) of
+// it, oldest dropped first.
 // PERF: malloc hands results of more than 32 MB back to the kernel and gets cleared pages for the
 // next, so that the faults cost more than the arithmetic: writing 33 MB takes 8.7 ms in fresh
 // memory and 1.4 ms in memory that has been written before (Zen 5, two threads).
@@ -115,6 +117,9 @@ inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
                           nullptr, 0, give_back, block.get());
       if (error == 0) {
         block.release();
+#if defined(SPARSEKERN_DEBUG)
+        std::memset(taken.data, 0xff, size_t(bytes));  // NaN
+#endif
         return torch::stable::Tensor(handle);
       }
       KeptMemory::instance().give_back(taken);

@@ -165,18 +165,23 @@ struct Convolve {
     }
   }
 
-  // Calls body<lanes>(first lane) for pieces of a tile that registers hold.
+  template <int count>
+  struct Vectors {
+    static constexpr int kCount = count;
+  };
+
+  // Calls body(Vectors<count>(), first lane) for pieces of a tile that registers hold.
   template <typename Body>
   static SPARSEKERN_INLINE void by_width(int width, const Body& body) {
     if (width == 128) {
       for (int lane = 0; lane < 128; lane += kRegisterWidth)
-        body(std::integral_constant<int, kRegisterWidth / W>(), lane);
+        body(Vectors<kRegisterWidth / W>(), lane);
     } else if (width == 64) {
-      body(std::integral_constant<int, 64 / W>(), 0);
+      body(Vectors<64 / W>(), 0);
     } else if (width == 32) {
-      body(std::integral_constant<int, 32 / W>(), 0);
+      body(Vectors<32 / W>(), 0);
     } else {
-      body(std::integral_constant<int, 16 / W>(), 0);
+      body(Vectors<16 / W>(), 0);
     }
   }
 
@@ -190,16 +195,16 @@ struct Convolve {
                        const T* panel, int width, const TileRows<const T>& from, const T* bias,
                        const TileRows<T>& to) {
     by_width(width, [&](auto vectors, int lane) {
-      convolve_rows<vectors>(cell, values, offsets, panel + lane, from_lane(from, lane), bias,
-                             from_lane(to, lane));
+      convolve_rows<decltype(vectors)::kCount>(cell, values, offsets, panel + lane,
+                                               from_lane(from, lane), bias, from_lane(to, lane));
     });
   }
 
   static void dvalues(const CellRows& cell, const int32_t* offsets, const T* panel, int width,
                       const TileRows<const T>& rows, bool accumulate, T* gradient) {
     by_width(width, [&](auto vectors, int lane) {
-      dvalues_rows<vectors>(cell, offsets, panel + lane, from_lane(rows, lane),
-                            accumulate || lane > 0, gradient);
+      dvalues_rows<decltype(vectors)::kCount>(cell, offsets, panel + lane, from_lane(rows, lane),
+                                              accumulate || lane > 0, gradient);
     });
   }
 
@@ -208,7 +213,8 @@ struct Convolve {
                    const TileRows<const T>& from, const TileRows<T>& to) {
     if constexpr (W >= 16) {
       by_width(width, [&](auto vectors, int) {
-        both_rows<vectors>(cell, values, offsets, panel, rows, accumulate, gradient, from, to);
+        both_rows<decltype(vectors)::kCount>(cell, values, offsets, panel, rows, accumulate,
+                                             gradient, from, to);
       });
     } else {
       dvalues(cell, offsets, panel, width, rows, accumulate, gradient);

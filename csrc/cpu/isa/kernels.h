@@ -5,7 +5,6 @@
 // rows by a panel of columns; its entries of one row are contiguous in `values` and `col`.
 #pragma once
 #include <cstdint>
-#include <type_traits>
 
 #include "../../common/dtype.h"
 
