@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,22 @@ def _check_kept_memory() -> None:
         )
 
 
+def _is_truncated(path: Path) -> bool:
+    """Whether a 64-bit ELF file ends before its section table, which linkers write last.
+
+    The loader maps such a file without complaint and the process dies at the first missing page.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:5] != b"\x7fELF\x02":
+        return len(header) < 64  # another format: its loader judges
+    if len(header) < 64:
+        return True
+    (table,) = struct.unpack_from("<Q", header, 0x28)
+    entry_size, entries = struct.unpack_from("<HH", header, 0x3A)
+    return path.stat().st_size < table + entry_size * entries
+
+
 def _load() -> NativeLibrary:
     if os.environ.get("SPARSEKERN_NATIVE", "1") == "0":
         return NativeLibrary(reason="SPARSEKERN_NATIVE=0 is set.")
@@ -78,6 +95,8 @@ def _load() -> NativeLibrary:
             reason=f"no native library in {PACKAGE / 'lib'}; "
             "build it with `pip install .` (see README, Install)."
         )
+    if _is_truncated(found[0]):
+        return NativeLibrary(reason=f"{found[0]} is truncated; install the package again.")
     try:
         torch.ops.load_library(str(found[0]))
         active_isa = ctypes.CDLL(str(found[0])).sparsekern_active_isa
