@@ -75,7 +75,7 @@ def _is_truncated(path: Path) -> bool:
     with path.open("rb") as file:
         header = file.read(64)
     if header[:5] != b"\x7fELF\x02":
-        return len(header) < 64  # another format: its loader judges
+        return False  # another format: the loader judges
     if len(header) < 64:
         return True
     (table,) = struct.unpack_from("<Q", header, 0x28)
