@@ -5,6 +5,7 @@
 namespace sparsekern::avx2 {
 
 #include "convolve.inl"
+#include "dot.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"

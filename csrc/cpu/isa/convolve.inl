@@ -73,21 +73,9 @@ struct Convolve {
       prefetch_row(values, offsets, cell.starts[r + kPrefetchRows], cell.lines);
       Reg sum[NV];
       first_sums<NV>(from, bias, r, sum);
-      const int32_t end = cell.ends[r];
-      int32_t j = cell.starts[r];
-      if (NV <= 4 && end - j >= kPairsFrom) {
-        // PERF: four chains of additions cannot feed two 512-bit multipliers of latency 4 (Zen 5).
-        Reg odd[NV];
-        SPARSEKERN_UNROLL(8)
-        for (int v = 0; v < NV; ++v) odd[v] = V::zero();
-        for (; j + 2 <= end; j += 2) {
-          add_entry<V, NV>(values[j], panel + offsets[j], sum);
-          add_entry<V, NV>(values[j + 1], panel + offsets[j + 1], odd);
-        }
-        SPARSEKERN_UNROLL(8)
-        for (int v = 0; v < NV; ++v) sum[v] = V::add(sum[v], odd[v]);
-      }
-      for (; j < end; ++j) add_entry<V, NV>(values[j], panel + offsets[j], sum);
+      const auto value = [&](int32_t j) { return values[j]; };
+      const auto place = [&](int32_t j) { return panel + offsets[j]; };
+      add_entries<V, NV>(cell.starts[r], cell.ends[r], value, place, sum);
       store_row<NV>(to, r, sum);
     }
   }

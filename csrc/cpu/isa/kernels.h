@@ -15,7 +15,7 @@ constexpr int kPatchWidth = 128;  // widest tile of pixels
 constexpr int kPrefetchRows = 4;  // how many rows ahead entries are requested
 
 struct CellRows {
-  const int32_t* starts;  // first entry of each row in the panel, kPrefetchRows more than rows
+  const int32_t* starts;  // first entry of each row, and kPrefetchRows more where lines > 0
   const int32_t* ends;    // one past the last
   int64_t rows;
   int64_t nnz;  // of the whole matrix
@@ -76,6 +76,9 @@ struct PanelKernels {
   // w_j is values[j], or values[perm[j]] where perm is not null.
   void (*spmm)(const CellRows& cell, const T* values, const int32_t* col, const int32_t* perm,
                const T* panel, int width, bool first, T* tile);
+  // y[r] = bias[r] + sum_j values[j] * x[col[j]] for a batch of one (bias may be null).
+  void (*dot)(const int32_t* crow, const int32_t* col, const T* values, const T* x, const T* bias,
+              int64_t rows, T* y);
   // gradient[j] (+)= sum_b x_panel[col[j]][b] * y_panel[r][b] for every entry j of every row.
   void (*sddmm)(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                 int width, bool accumulate, T* gradient);

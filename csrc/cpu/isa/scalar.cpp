@@ -6,6 +6,7 @@
 namespace sparsekern::scalar {
 
 #include "convolve.inl"
+#include "dot.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"

@@ -19,34 +19,21 @@ static void spmm_rows(const CellRows& cell, const typename V::Element* values, c
                       typename V::Element* tile) {
   constexpr int NV = kWidth / V::kWidth;
   for (int64_t r = 0; r < cell.rows; ++r, tile += kWidth) {
-    // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (panel_starts.h).
-    if constexpr (kIndirect) {
-      prefetch_row(perm, col, cell.starts[r + kPrefetchRows], cell.lines);
-    } else {
-      prefetch_row(values, col, cell.starts[r + kPrefetchRows], cell.lines);
+    // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (panel_starts.h); where it
+    // does not, there is nothing to prefetch.
+    if (cell.lines > 0) {
+      if constexpr (kIndirect) {
+        prefetch_row(perm, col, cell.starts[r + kPrefetchRows], cell.lines);
+      } else {
+        prefetch_row(values, col, cell.starts[r + kPrefetchRows], cell.lines);
+      }
     }
     typename V::Reg sum[NV];
     SPARSEKERN_UNROLL(8)
     for (int v = 0; v < NV; ++v) sum[v] = kFirst ? V::zero() : V::load(tile + v * V::kWidth);
-    const int32_t end = cell.ends[r];
-    int32_t j = cell.starts[r];
-    if (NV <= 4 && end - j >= kPairsFrom) {
-      // PERF: four chains of additions cannot feed two 512-bit multipliers of latency 4 (Zen 5).
-      typename V::Reg odd[NV];
-      SPARSEKERN_UNROLL(8)
-      for (int v = 0; v < NV; ++v) odd[v] = V::zero();
-      for (; j + 2 <= end; j += 2) {
-        add_entry<V, NV>(kIndirect ? values[perm[j]] : values[j], panel + int64_t(col[j]) * kWidth,
-                         sum);
-        add_entry<V, NV>(kIndirect ? values[perm[j + 1]] : values[j + 1],
-                         panel + int64_t(col[j + 1]) * kWidth, odd);
-      }
-      SPARSEKERN_UNROLL(8)
-      for (int v = 0; v < NV; ++v) sum[v] = V::add(sum[v], odd[v]);
-    }
-    for (; j < end; ++j)
-      add_entry<V, NV>(kIndirect ? values[perm[j]] : values[j], panel + int64_t(col[j]) * kWidth,
-                       sum);
+    const auto value = [&](int32_t j) { return kIndirect ? values[perm[j]] : values[j]; };
+    const auto place = [&](int32_t j) { return panel + int64_t(col[j]) * kWidth; };
+    add_entries<V, NV>(cell.starts[r], cell.ends[r], value, place, sum);
     SPARSEKERN_UNROLL(8)
     for (int v = 0; v < NV; ++v) V::store(tile + v * V::kWidth, sum[v]);
   }

@@ -7,6 +7,7 @@ constexpr PanelKernels<typename V::Element> panel_kernels() {
   table.pack = Pack<V>::pack;
   table.unpack = Pack<V>::unpack;
   table.spmm = Spmm<V>::spmm;
+  table.dot = Dot<V>::dot;
   table.sddmm = Sddmm<V>::sddmm;
   table.convolve = Convolve<V>::convolve;
   table.convolve_dvalues = Convolve<V>::dvalues;
