@@ -9,6 +9,7 @@ namespace sparsekern::avx2 {
 
 struct Vec {
   static constexpr int kWidth = 8;
+  static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m256;
 

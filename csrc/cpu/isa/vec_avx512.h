@@ -9,6 +9,7 @@ namespace sparsekern::avx512 {
 
 struct Vec {
   static constexpr int kWidth = 16;
+  static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m512;
 

@@ -10,6 +10,7 @@ namespace sparsekern::scalar {
 template <typename T>
 struct VecOf {
   static constexpr int kWidth = 8;
+  static constexpr int kMultiplies = 1;  // that start in one cycle
   using Element = T;
   struct Reg {
     T lane[kWidth];
