@@ -1,0 +1,93 @@
+"""Checks shared by the update ops: lists of tensors, their dtypes, shapes and devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern.ops.mask.bits import unpack_bits_op
+
+WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SCALAR_DTYPES = (torch.float32, torch.float64)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of optimiser state: that of the weights, float32 for 16-bit ones (a second moment
+    in bfloat16 no longer changes at beta2 = 0.999)."""
+    return dtype if dtype in SCALAR_DTYPES else torch.float32
+
+
+def check_list(value: object, name: str, length: int | None = None) -> None:
+    """Raises unless ``value`` is a list of (that many) contiguous tensors."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"Expected {name} to be a list of tensors. Got {type(value).__name__}.")
+    if length is not None and len(value) != length:
+        raise ValueError(f"Expected {name} to have {length} entries. Got {len(value)}.")
+    for i, each in enumerate(value):
+        check_tensor(each, f"{name}[{i}]")
+        if not each.is_contiguous():
+            raise ValueError(
+                f"Expected {name}[{i}] to be contiguous. Got strides {tuple(each.stride())}."
+            )
+
+
+def check_like(
+    value: Tensor, name: str, like: Tensor, other: str, dtype: torch.dtype | None = None
+) -> None:
+    """Shape and device of ``like``, and its dtype or the given one."""
+    check_dtype(value, name, (like.dtype if dtype is None else dtype,))
+    check_shape(value, name, tuple(like.shape))
+    check_device(value, name, like.device, other)
+
+
+def check_masked(
+    tensors: Sequence[Tensor], name: str, bits: Sequence[Tensor], factor: Tensor | None = None
+) -> None:
+    """Weights or gradients with their masks; all are on one device."""
+    check_list(tensors, name)
+    check_list(bits, "bits", len(tensors))
+    for i, (each, mask) in enumerate(zip(tensors, bits, strict=True)):
+        check_dtype(each, f"{name}[{i}]", WEIGHT_DTYPES)
+        check_device(each, f"{name}[{i}]", tensors[0].device, f"{name}[0]")
+        check_dtype(mask, f"bits[{i}]", (torch.uint8,))
+        check_device(mask, f"bits[{i}]", each.device, f"{name}[{i}]")
+        if mask.ndim != 1 or mask.shape[0] != 0:
+            check_shape(mask, f"bits[{i}]", ((each.numel() + 7) // 8,))
+    if factor is not None:
+        check_scalar(factor, "grad_factor")
+
+
+def check_scalar(value: Tensor, name: str) -> None:
+    """One float32 or float64 number as a tensor."""
+    check_tensor(value, name)
+    check_dtype(value, name, SCALAR_DTYPES)
+    if value.numel() != 1:
+        raise ValueError(f"Expected {name} to have one element. Got shape {tuple(value.shape)}.")
+
+
+def check_numbers(least: float = 0.0, **numbers: float) -> None:
+    """Raises ValueError unless all numbers are finite and at least ``least``."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"Expected {name} to be a number. Got {value!r}.")
+        if not least <= value < math.inf:
+            raise ValueError(f"Expected {name} to be at least 0 and finite. Got {value!r}.")
+
+
+def kept(bits: Tensor, like: Tensor) -> Tensor:
+    """The bool mask of ``like``: of its bits, or all True where there are none."""
+    if bits.numel() == 0:
+        return torch.ones(like.shape, dtype=torch.bool, device=like.device)
+    return unpack_bits_op.reference(bits, like.shape)
+
+
+def scaled(grad: Tensor, dtype: torch.dtype, factor: Tensor | None, maximize: bool) -> Tensor:
+    """The gradient in the dtype of the arithmetic, times the factor, negative to maximise."""
+    wide = grad.to(dtype)
+    if factor is not None:
+        wide = wide * factor.reshape(()).to(wide)
+    return -wide if maximize else wide
