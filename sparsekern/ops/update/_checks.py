@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -36,12 +35,16 @@ def check_list(value: object, name: str, length: int | None = None) -> None:
 
 
 def check_like(
-    value: Tensor, name: str, like: Tensor, other: str, dtype: torch.dtype | None = None
+    values: Sequence[Tensor], name: str, params: Sequence[Tensor], *, is_state: bool = False
 ) -> None:
-    """Shape and device of ``like``, and its dtype or the given one."""
-    check_dtype(value, name, (like.dtype if dtype is None else dtype,))
-    check_shape(value, name, tuple(like.shape))
-    check_device(value, name, like.device, other)
+    """A list of tensors that fit ``params``; states have the dtype of :func:`state_dtype`."""
+    check_list(values, name, len(params))
+    for i, (value, param) in enumerate(zip(values, params, strict=True)):
+        dtype = state_dtype(param.dtype) if is_state else param.dtype
+        check_dtype(value, f"{name}[{i}]", (dtype,))
+        if value.shape != param.shape:
+            check_shape(value, f"{name}[{i}]", tuple(param.shape))
+        check_device(value, f"{name}[{i}]", param.device, f"params[{i}]")
 
 
 def check_masked(
@@ -67,15 +70,6 @@ def check_scalar(value: Tensor, name: str) -> None:
     check_dtype(value, name, SCALAR_DTYPES)
     if value.numel() != 1:
         raise ValueError(f"Expected {name} to have one element. Got shape {tuple(value.shape)}.")
-
-
-def check_numbers(least: float = 0.0, **numbers: float) -> None:
-    """Raises ValueError unless all numbers are finite and at least ``least``."""
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"Expected {name} to be a number. Got {value!r}.")
-        if not least <= value < math.inf:
-            raise ValueError(f"Expected {name} to be at least 0 and finite. Got {value!r}.")
 
 
 def kept(bits: Tensor, like: Tensor) -> Tensor:

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekern._checks import check_numbers
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.update._checks import (
     check_like,
     check_list,
     check_masked,
-    check_numbers,
     check_scalar,
     kept,
     scaled,
-    state_dtype,
 )
 from sparsekern.ops.update._samples import SMALL, all_lists, lists
 
 Tensors = Sequence[Tensor]
+_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay")
 _PLAIN: dict[str, Any] = {
     **{"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
     **{"decoupled": True, "maximize": False, "zero_masked": False},
@@ -83,22 +83,23 @@ def _check(
     **options: Any,
 ) -> None:
     check_masked(params, "params", bits, grad_factor)
-    length = len(params)
-    check_list(grads, "grads", length)
-    check_list(exp_avgs, "exp_avgs", length)
-    check_list(exp_avg_sqs, "exp_avg_sqs", length)
-    check_list(steps, "steps", length)
-    for i, param in enumerate(params):
-        check_like(grads[i], f"grads[{i}]", param, f"params[{i}]")
-        dtype = state_dtype(param.dtype)
-        check_like(exp_avgs[i], f"exp_avgs[{i}]", param, f"params[{i}]", dtype)
-        check_like(exp_avg_sqs[i], f"exp_avg_sqs[{i}]", param, f"params[{i}]", dtype)
-        check_scalar(steps[i], f"steps[{i}]")
-    check_numbers(**{name: options[name] for name in ("lr", "eps", "weight_decay")})
-    for name in ("beta1", "beta2"):
-        check_numbers(**{name: options[name]})
-        if options[name] >= 1:
-            raise ValueError(f"Expected {name} to be below 1. Got {options[name]!r}.")
+    check_like(grads, "grads", params)
+    check_like(exp_avgs, "exp_avgs", params, is_state=True)
+    check_like(exp_avg_sqs, "exp_avg_sqs", params, is_state=True)
+    check_list(steps, "steps", len(params))
+    for i, step in enumerate(steps):
+        check_scalar(step, f"steps[{i}]")
+    check_adamw_numbers(**{name: options[name] for name in _NUMBERS})
+
+
+def check_adamw_numbers(
+    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> None:
+    """Raises unless they can be used."""
+    check_numbers(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if beta >= 1:
+            raise ValueError(f"Expected {name} to be below 1. Got {beta!r}.")
 
 
 def _args(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:

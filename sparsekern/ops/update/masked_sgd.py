@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsekern._checks import check_numbers
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.update._checks import (
     check_like,
-    check_list,
     check_masked,
-    check_numbers,
     kept,
     scaled,
     state_dtype,
@@ -21,6 +21,7 @@ from sparsekern.ops.update._checks import (
 from sparsekern.ops.update._samples import SMALL, all_lists, lists
 
 Tensors = Sequence[Tensor]
+_NUMBERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
 _PLAIN: dict[str, Any] = {
     **{"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.01},
     **{"nesterov": False, "maximize": False, "zero_masked": False},
@@ -64,25 +65,28 @@ def _check(
     **options: Any,
 ) -> None:
     check_masked(params, "params", bits, grad_factor)
-    check_numbers(
-        **{name: options[name] for name in ("lr", "momentum", "weight_decay")},
-    )
-    check_numbers(-float("inf"), dampening=options["dampening"])
-    if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
+    check_sgd_numbers(**{name: options[name] for name in _NUMBERS})
+    with_momentum = params if options["momentum"] != 0 else []
+    check_like(grads, "grads", params)
+    check_like(momentum_buffers, "momentum_buffers", with_momentum, is_state=True)
+    if len(starts) != len(with_momentum):
+        raise ValueError(
+            f"Expected starts to have {len(with_momentum)} entries. Got {len(starts)}."
+        )
+
+
+def check_sgd_numbers(
+    lr: float, momentum: float, dampening: float, weight_decay: float, nesterov: bool
+) -> None:
+    """Raises unless they can be used."""
+    check_numbers(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    if not isinstance(dampening, (int, float)) or not math.isfinite(dampening):
+        raise ValueError(f"Expected dampening to be a finite number. Got {dampening!r}.")
+    if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(
             "Expected a momentum above 0 and no dampening for nesterov. Got momentum "
-            f"{options['momentum']!r} and dampening {options['dampening']!r}."
+            f"{momentum!r} and dampening {dampening!r}."
         )
-    buffers = len(params) if options["momentum"] != 0 else 0
-    check_list(grads, "grads", len(params))
-    check_list(momentum_buffers, "momentum_buffers", buffers)
-    if len(starts) != buffers:
-        raise ValueError(f"Expected starts to have {buffers} entries. Got {len(starts)}.")
-    for i, param in enumerate(params):
-        check_like(grads[i], f"grads[{i}]", param, f"params[{i}]")
-    for i, buffer in enumerate(momentum_buffers):
-        dtype = state_dtype(params[i].dtype)
-        check_like(buffer, f"momentum_buffers[{i}]", params[i], f"params[{i}]", dtype)
 
 
 def _args(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
