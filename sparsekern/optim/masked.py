@@ -29,6 +29,7 @@ class Rows:
     contiguous: list[Tensor] = field(default_factory=list)  # themselves, or copies
     grads: list[Tensor] = field(default_factory=list)
     bits: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
 
 
 class MaskedOptimizer(Optimizer):
@@ -133,16 +134,20 @@ class MaskedOptimizer(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                self._check_parameter(parameter, bits.get(parameter))
+                mask, state = bits.get(parameter), self.state[parameter]
+                self._check_parameter(parameter, mask, state)
                 rows = devices[parameter.device]
                 rows.params.append(parameter)
                 rows.contiguous.append(parameter.contiguous())
                 rows.grads.append(parameter.grad.contiguous())
-                rows.bits.append(bits.get(parameter, _no_bits(parameter.device)))
+                rows.bits.append(_no_bits(parameter.device) if mask is None else mask)
+                rows.states.append(state)
             work += [(group, rows) for rows in devices.values()]
         return work
 
-    def _check_parameter(self, parameter: Tensor, bits: Tensor | None) -> None:
+    def _check_parameter(
+        self, parameter: Tensor, bits: Tensor | None, state: dict[str, Any]
+    ) -> None:
         grad = parameter.grad
         assert grad is not None
         if grad.layout != torch.strided or grad.is_complex():
@@ -152,7 +157,6 @@ class MaskedOptimizer(Optimizer):
                 f"{type(self).__name__} does not support it."
             )
         check_dtype(parameter, "parameters", WEIGHT_DTYPES)
-        state = self.state.get(parameter, {})
         for name in self.state_names:
             value = state.get(name)
             if value is not None and value.shape != parameter.shape:
@@ -194,8 +198,7 @@ class MaskedOptimizer(Optimizer):
     def _states(self, rows: Rows, name: str) -> list[Tensor]:
         """The states of that name, zeros where there are none."""
         states = []
-        for parameter in rows.params:
-            state = self.state[parameter]
+        for parameter, state in zip(rows.params, rows.states, strict=True):
             value = state.get(name)
             dtype = state_dtype(parameter.dtype)
             if value is None:
@@ -208,15 +211,16 @@ class MaskedOptimizer(Optimizer):
 
     def _clear_masked(self, rows: Rows) -> None:
         """State of weights that are masked since the last step becomes zero."""
-        for parameter, bits in zip(rows.params, rows.bits, strict=True):
+        for parameter, bits, state in zip(rows.params, rows.bits, rows.states, strict=True):
+            if bits.numel() == 0:
+                continue
             seen = self._cleared.get(parameter)
-            if bits.numel() == 0 or (seen and seen[0] is bits and seen[1] == bits._version):
+            if seen and seen[0] is bits and seen[1] == bits._version:
                 continue
             for name in self.state_names:
-                value = self.state[parameter].get(name)
-                if value is not None:
-                    self.state[parameter][name] = value = value.contiguous()
-                    mask_ops.apply_(value, bits)
+                if state.get(name) is not None:
+                    state[name] = state[name].contiguous()
+                    mask_ops.apply_(state[name], bits)
             self._cleared[parameter] = (bits, bits._version)
 
     # Groups, copies and checkpoints

@@ -81,12 +81,10 @@ class MaskedAdamW(MaskedOptimizer):
         check_adamw_numbers(float(group["lr"]), beta1, beta2, group["eps"], group["weight_decay"])
 
     def _update(self, group: dict[str, Any], rows: Rows, factor: Tensor | None) -> None:
-        steps = []
-        for parameter in rows.params:
-            state = self.state[parameter]
+        for state in rows.states:
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-            steps.append(state["step"])
+        steps = [state["step"] for state in rows.states]
         exp_avgs, exp_avg_sqs = (self._states(rows, name) for name in self.state_names)
         torch._foreach_add_(steps, 1)
         masked_adamw_(

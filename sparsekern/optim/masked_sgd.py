@@ -84,8 +84,7 @@ class MaskedSGD(MaskedOptimizer):
         starts: list[bool] = []
         buffers: list[Tensor] = []
         if group["momentum"] != 0:
-            held = [self.state[parameter] for parameter in rows.params]
-            starts = [state.get("momentum_buffer") is None for state in held]
+            starts = [state.get("momentum_buffer") is None for state in rows.states]
             buffers = self._states(rows, "momentum_buffer")
         masked_sgd_(
             rows.contiguous,

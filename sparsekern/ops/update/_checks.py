@@ -26,6 +26,9 @@ def check_list(value: object, name: str, length: int | None = None) -> None:
         raise TypeError(f"Expected {name} to be a list of tensors. Got {type(value).__name__}.")
     if length is not None and len(value) != length:
         raise ValueError(f"Expected {name} to have {length} entries. Got {len(value)}.")
+    # One look at each tensor: this runs in every step, over the tensors of a whole model.
+    if all(isinstance(each, Tensor) and each.is_contiguous() for each in value):
+        return
     for i, each in enumerate(value):
         check_tensor(each, f"{name}[{i}]")
         if not each.is_contiguous():
@@ -41,9 +44,11 @@ def check_like(
     check_list(values, name, len(params))
     for i, (value, param) in enumerate(zip(values, params, strict=True)):
         dtype = state_dtype(param.dtype) if is_state else param.dtype
+        same = value.dtype == dtype and value.shape == param.shape
+        if same and value.device == param.device:
+            continue
         check_dtype(value, f"{name}[{i}]", (dtype,))
-        if value.shape != param.shape:
-            check_shape(value, f"{name}[{i}]", tuple(param.shape))
+        check_shape(value, f"{name}[{i}]", tuple(param.shape))
         check_device(value, f"{name}[{i}]", param.device, f"params[{i}]")
 
 
@@ -53,23 +58,28 @@ def check_masked(
     """Weights or gradients with their masks; all are on one device."""
     check_list(tensors, name)
     check_list(bits, "bits", len(tensors))
+    device = tensors[0].device if tensors else None
     for i, (each, mask) in enumerate(zip(tensors, bits, strict=True)):
+        fits = mask.shape == (0,) or mask.shape == ((each.numel() + 7) // 8,)
+        fits = fits and mask.dtype == torch.uint8 and each.dtype in WEIGHT_DTYPES
+        if fits and mask.device == each.device == device:
+            continue
         check_dtype(each, f"{name}[{i}]", WEIGHT_DTYPES)
         check_device(each, f"{name}[{i}]", tensors[0].device, f"{name}[0]")
         check_dtype(mask, f"bits[{i}]", (torch.uint8,))
         check_device(mask, f"bits[{i}]", each.device, f"{name}[{i}]")
-        if mask.ndim != 1 or mask.shape[0] != 0:
-            check_shape(mask, f"bits[{i}]", ((each.numel() + 7) // 8,))
+        check_shape(mask, f"bits[{i}]", ((each.numel() + 7) // 8,))
     if factor is not None:
         check_scalar(factor, "grad_factor")
 
 
 def check_scalar(value: Tensor, name: str) -> None:
     """One float32 or float64 number as a tensor."""
+    if isinstance(value, Tensor) and value.dtype in SCALAR_DTYPES and value.numel() == 1:
+        return
     check_tensor(value, name)
     check_dtype(value, name, SCALAR_DTYPES)
-    if value.numel() != 1:
-        raise ValueError(f"Expected {name} to have one element. Got shape {tuple(value.shape)}.")
+    raise ValueError(f"Expected {name} to have one element. Got shape {tuple(value.shape)}.")
 
 
 def kept(bits: Tensor, like: Tensor) -> Tensor:
