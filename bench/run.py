@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import conv2d, linear, roofline, step, topology, train
+from bench import conv2d, linear, optimizer, roofline, step, topology, train
 from bench.record import ROOT, Recorder
 
 SUITES = {
@@ -23,6 +23,7 @@ SUITES = {
     "conv2d": conv2d.run,
     "topology": topology.run,
     "step": step.run,
+    "optimizer": optimizer.run,
     "train": train.run,
 }
 GATE = ["-q", "-x", "-m", "not slow and not gpu", "-k", "not compiled and not opcheck"]

@@ -1,5 +1,5 @@
 // Formula    AdamW on the kept weights of many tensors in one pass.
-// Mapping    tasks of about kTaskWeights weights; no element is read by two.
+// Mapping    tasks of about the same size; no element is read by two.
 // Arithmetic constants in double, as torch's fused optimiser; elements as ../isa/masked_adamw.inl.
 // Contract   sparsekern/ops/update/masked_adamw.py.
 #include <torch/csrc/stable/library.h>
