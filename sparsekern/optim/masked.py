@@ -241,6 +241,9 @@ class MaskedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._cleared = {}
+        for group in self.param_groups:  # a state of torch's may lack an option
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -273,6 +276,13 @@ def keeps_zeros(optimizer: Optimizer) -> set[int]:
     if not isinstance(optimizer, MaskedOptimizer):
         return set()
     return {id(parameter) for parameter in optimizer._source.of_model()}
+
+
+def rate(lr: float | Tensor) -> float:
+    """A learning rate as a number; torch's schedulers fill it where it is a tensor."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"Expected lr to have one element. Got shape {tuple(lr.shape)}.")
+    return lr.item() if isinstance(lr, Tensor) else lr
 
 
 def _no_bits(device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsekern.ops.update import masked_adamw_
 from sparsekern.ops.update.masked_adamw import check_adamw_numbers
-from sparsekern.optim.masked import MaskedOptimizer, Rows
+from sparsekern.optim.masked import MaskedOptimizer, Rows, rate
 from sparsekern.optim.masks import Masks
 
 
@@ -77,8 +77,12 @@ class MaskedAdamW(MaskedOptimizer):
                 "Expected amsgrad to be False. Got True: MaskedAdamW keeps no largest second "
                 "moment; torch.optim.AdamW(amsgrad=True) works with the format masked."
             )
-        beta1, beta2 = group["betas"]
-        check_adamw_numbers(float(group["lr"]), beta1, beta2, group["eps"], group["weight_decay"])
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"Expected betas to be two numbers. Got {betas!r}.")
+        check_adamw_numbers(
+            rate(group["lr"]), betas[0], betas[1], group["eps"], group["weight_decay"]
+        )
 
     def _update(self, group: dict[str, Any], rows: Rows, factor: Tensor | None) -> None:
         for state in rows.states:
@@ -95,7 +99,7 @@ class MaskedAdamW(MaskedOptimizer):
             steps,
             rows.bits,
             factor,
-            lr=float(group["lr"]),
+            lr=rate(group["lr"]),
             betas=group["betas"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsekern.ops.update import masked_sgd_
 from sparsekern.ops.update.masked_sgd import check_sgd_numbers
-from sparsekern.optim.masked import MaskedOptimizer, Rows
+from sparsekern.optim.masked import MaskedOptimizer, Rows, rate
 from sparsekern.optim.masks import Masks
 
 
@@ -73,7 +73,7 @@ class MaskedSGD(MaskedOptimizer):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         check_sgd_numbers(
-            float(group["lr"]),
+            rate(group["lr"]),
             group["momentum"],
             group["dampening"],
             group["weight_decay"],
@@ -93,7 +93,7 @@ class MaskedSGD(MaskedOptimizer):
             starts,
             rows.bits,
             factor,
-            lr=float(group["lr"]),
+            lr=rate(group["lr"]),
             momentum=group["momentum"],
             dampening=group["dampening"],
             weight_decay=group["weight_decay"],

@@ -63,6 +63,9 @@ def test_masks_that_do_not_fit(ours: type[MaskedOptimizer]) -> None:
         (lambda p: MaskedAdamW(p, amsgrad=True), NotImplementedError, "Expected amsgrad to be Fal"),
         (lambda p: MaskedAdamW(p, lr=-1.0), ValueError, "Expected lr to be at least 0 and finite."),
         (lambda p: MaskedAdamW(p, betas=(0.9, 1.0)), ValueError, "Expected beta2 to be below 1."),
+        (lambda p: MaskedAdamW(p, betas=0.9), TypeError, "Expected betas to be two numbers. Got 0"),
+        (lambda p: MaskedSGD(p, torch.ones(2)), ValueError, "Expected lr to have one element. Got"),
+        (lambda p: MaskedSGD(p, lr="x"), TypeError, "Expected lr to be a number. Got 'x'"),
         (lambda p: MaskedAdamW(p, eps=-1.0), ValueError, "Expected eps to be at least 0 and fin"),
         (
             lambda p: MaskedAdamW(p, weight_decay="x"),

@@ -83,6 +83,19 @@ def test_resumes_bitwise(name: str, dtype: torch.dtype) -> None:
             assert value.dtype == torch.float32
 
 
+def test_options_that_a_state_lacks_are_the_defaults() -> None:
+    """States of older versions of torch have fewer."""
+    weight = nn.Parameter(torch.ones(4))
+    state = torch.optim.AdamW([weight], lr=0.5).state_dict()
+    del state["param_groups"][0]["decoupled_weight_decay"], state["param_groups"][0]["maximize"]
+    optimizer = MaskedAdamW([weight], maximize=True)
+    optimizer.load_state_dict(state)
+    weight.grad = torch.ones(4)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert (weight > 1.4).all()
+
+
 def test_state_of_masked_weights_is_cleared_after_loading() -> None:
     """torch's state may hold a momentum for weights that are masked here."""
     weight, grad = nn.Parameter(torch.ones(8)), torch.ones(8)
