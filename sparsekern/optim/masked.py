@@ -31,6 +31,14 @@ class Rows:
     bits: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
 
+    def add(self, param: Tensor, grad: Tensor, bits: Tensor, state: dict[str, Any]) -> None:
+        """One parameter more."""
+        self.params.append(param)
+        self.contiguous.append(param if param.is_contiguous() else param.contiguous())
+        self.grads.append(grad if grad.is_contiguous() else grad.contiguous())
+        self.bits.append(bits)
+        self.states.append(state)
+
 
 class MaskedOptimizer(Optimizer):
     """The base of :class:`MaskedSGD` and :class:`MaskedAdamW`.
@@ -127,29 +135,28 @@ class MaskedOptimizer(Optimizer):
 
     def _gather(self) -> list[tuple[dict[str, Any], Rows]]:
         """What has a gradient, with its mask, one entry for each group and device."""
-        bits, work = self._source.bits(), []
+        masks, work = self._source.bits(), []
+        none: dict[torch.device, Tensor] = {}
         for group in self.param_groups:
             self._check_options(group)
-            devices: dict[torch.device, Rows] = defaultdict(Rows)
+            devices: dict[torch.device, Rows] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
+                grad = parameter.grad
+                if grad is None:
                     continue
-                mask, state = bits.get(parameter), self.state[parameter]
-                self._check_parameter(parameter, mask, state)
-                rows = devices[parameter.device]
-                rows.params.append(parameter)
-                rows.contiguous.append(parameter.contiguous())
-                rows.grads.append(parameter.grad.contiguous())
-                rows.bits.append(_no_bits(parameter.device) if mask is None else mask)
-                rows.states.append(state)
+                state, bits = self.state[parameter], masks.get(parameter) if masks else None
+                self._check_parameter(parameter, grad, state, bits)
+                device = parameter.device
+                if device not in devices:
+                    devices[device] = Rows()
+                    none[device] = torch.empty(0, dtype=torch.uint8, device=device)
+                devices[device].add(parameter, grad, none[device] if bits is None else bits, state)
             work += [(group, rows) for rows in devices.values()]
         return work
 
     def _check_parameter(
-        self, parameter: Tensor, bits: Tensor | None, state: dict[str, Any]
+        self, parameter: Tensor, grad: Tensor, state: dict[str, Any], bits: Tensor | None
     ) -> None:
-        grad = parameter.grad
-        assert grad is not None
         if grad.layout != torch.strided or grad.is_complex():
             kind = "complex" if grad.is_complex() else "sparse"
             raise RuntimeError(
@@ -283,7 +290,3 @@ def rate(lr: float | Tensor) -> float:
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"Expected lr to have one element. Got shape {tuple(lr.shape)}.")
     return lr.item() if isinstance(lr, Tensor) else lr
-
-
-def _no_bits(device: torch.device) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=device)
