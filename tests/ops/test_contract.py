@@ -140,7 +140,7 @@ def test_twice_and_any_threads_bitwise(op: Op, variant: str, sample: Sample) -> 
     again = _call(op, variant, sample, leaves(sample.args, False))
     for a, b in zip(first, again, strict=True):
         assert torch.equal(_bits(a), _bits(b))
-    if variant in ("reference", "dense"):
+    if variant in ("reference", "dense") or not native.loaded:
         return  # torch's own kernels: torch's business
     if op.name.startswith("mask_linear"):
         return
