@@ -5,6 +5,8 @@
 
 namespace sparsekern::avx512 {
 
+#include "convolve.inl"
+#include "dot.inl"
 #include "masked_adamw.inl"
 #include "masked_norm.inl"
 #include "masked_sgd.inl"

@@ -6,6 +6,8 @@
 
 namespace sparsekern::scalar {
 
+#include "convolve.inl"
+#include "dot.inl"
 #include "masked_adamw.inl"
 #include "masked_norm.inl"
 #include "masked_sgd.inl"
