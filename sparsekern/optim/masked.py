@@ -246,10 +246,12 @@ class MaskedOptimizer(Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        options = {**state.get("defaults", self.__dict__.get("defaults", {}))}
+        options.pop("differentiable", None)  # which torch adds by itself
         super().__setstate__(state)
         self._cleared = {}
         for group in self.param_groups:  # a state of torch's may lack an option
-            for name, value in self.defaults.items():
+            for name, value in options.items():
                 group.setdefault(name, value)
 
     @torch.no_grad()

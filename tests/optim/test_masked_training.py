@@ -96,6 +96,14 @@ def test_options_that_a_state_lacks_are_the_defaults() -> None:
     assert (weight > 1.4).all()
 
 
+def test_a_state_that_was_loaded_is_the_one_that_was_saved() -> None:
+    weight = nn.Parameter(torch.ones(4))
+    first, second = MaskedAdamW([weight], lr=0.5), MaskedAdamW([weight])
+    second.load_state_dict(first.state_dict())
+    second.load_state_dict(second.state_dict())
+    assert second.state_dict() == copy.deepcopy(second).state_dict() == first.state_dict()
+
+
 def test_state_of_masked_weights_is_cleared_after_loading() -> None:
     """torch's state may hold a momentum for weights that are masked here."""
     weight, grad = nn.Parameter(torch.ones(8)), torch.ones(8)
