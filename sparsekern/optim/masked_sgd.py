@@ -33,7 +33,10 @@ class MaskedSGD(MaskedOptimizer):
     Raises:
         TypeError, ValueError: numbers or masks that cannot be used.
 
-    A GradScaler unscales the gradients before the step; gradients themselves are not written.
+    A GradScaler unscales the gradients before the step; gradients themselves are not written. Masks
+    take effect in the first step in which their weight has a gradient. Weights, gradients and states
+    that are not contiguous are copied there and back. A step costs about 7 us of Python for each
+    tensor besides the pass over memory.
 
     >>> weight = torch.nn.Parameter(torch.ones(2, 3))
     >>> mask = torch.tensor([[True, False, True], [False, True, False]])
