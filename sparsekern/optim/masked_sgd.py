@@ -33,8 +33,8 @@ class MaskedSGD(MaskedOptimizer):
     Raises:
         TypeError, ValueError: numbers or masks that cannot be used.
 
-    A GradScaler unscales the gradients before the step; gradients themselves are not written. Masks
-    take effect in the first step in which their weight has a gradient. Weights, gradients and states
+    A GradScaler unscales the gradients before the step; the step does not write them. Masks take
+    effect in the first step in which their weight has a gradient. Weights, gradients and states
     that are not contiguous are copied there and back. A step costs about 7 us of Python for each
     tensor besides the pass over memory.
 
