@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import conv2d, linear, never_slower, roofline, step, topology, train
+from bench import conv2d, linear, never_slower, optimizer, roofline, step, topology, train
 from bench.record import ROOT, Recorder
 
 SUITES = {
@@ -23,6 +23,7 @@ SUITES = {
     "conv2d": conv2d.run,
     "topology": topology.run,
     "step": step.run,
+    "optimizer": optimizer.run,
     "never_slower": never_slower.run,
     "train": train.run,
 }

@@ -26,7 +26,8 @@ class MaskedFormat(SparseFormat):
     """A dense master: the Parameter keeps the dense shape, so a mask may change in any way.
 
     Weights outside of the mask are exactly zero and their gradient is zero, so any element-wise
-    optimiser leaves them at zero. ``variant`` says what runs: "dense" (torch's matmul on the masked
+    optimiser leaves them at zero; ``sk.optim.MaskedAdamW`` and ``MaskedSGD`` know the mask and take
+    one pass. ``variant`` says what runs: "dense" (torch's matmul on the masked
     weight) or "csr" (the kept weights are gathered and multiplied by the csr kernels); with
     ``variant="auto"`` each new mask decides by the fixed rule of :func:`choose_kernel`.
 

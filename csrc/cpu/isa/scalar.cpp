@@ -1,12 +1,16 @@
 // Instantiates the scalar body: any processor; float and double. CMakeLists.txt gives this file its
 // own flags.
 #include "kernels.h"
+#include "update_kernels.h"
 #include "vec_scalar.h"
 
 namespace sparsekern::scalar {
 
 #include "convolve.inl"
 #include "dot.inl"
+#include "masked_adamw.inl"
+#include "masked_norm.inl"
+#include "masked_sgd.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
@@ -14,9 +18,12 @@ namespace sparsekern::scalar {
 #include "spmm.inl"
 #include "sum_rows.inl"
 #include "table.inl"
+#include "update_table.inl"
 
 const PeakKernels kPeakKernels = {peak_flops<VecOf<float>, false>, peak_flops<VecOf<float>, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<VecOf<float>>();
 const PanelKernels<double> kDoubleKernels = panel_kernels<VecOf<double>>();
+const UpdateKernels kFloatUpdateKernels = update_table<VecOf<float>>();
+const UpdateKernels kDoubleUpdateKernels = update_table<VecOf<double>>();
 
 }  // namespace sparsekern::scalar

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "update_kernels.h"
 
 namespace sparsekern {
 namespace {
@@ -45,6 +46,15 @@ const PanelKernels<float>& float_kernels() {
 }
 
 const PanelKernels<double>& double_kernels() { return scalar::kDoubleKernels; }
+
+const UpdateKernels& update_kernels(Dtype dtype) {
+  if (dtype == Dtype::kDouble) return scalar::kDoubleUpdateKernels;
+#if defined(SPARSEKERN_HAVE_X86_BODIES)
+  if (kIsa == Isa::kAvx512) return avx512::kFloatUpdateKernels;
+  if (kIsa == Isa::kAvx2) return avx2::kFloatUpdateKernels;
+#endif
+  return scalar::kFloatUpdateKernels;
+}
 
 const PeakKernels& peak_kernels() {
 #if defined(SPARSEKERN_HAVE_X86_BODIES)

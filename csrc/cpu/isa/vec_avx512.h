@@ -86,6 +86,15 @@ struct Vec {
   }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static SPARSEKERN_INLINE Reg sqrt(Reg a) { return _mm512_sqrt_ps(a); }
+  // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
+  using Chosen = __mmask16;
+  static SPARSEKERN_INLINE Chosen chosen(uint64_t word) { return Chosen(word); }
+  static SPARSEKERN_INLINE Reg select(Chosen chosen, Reg yes, Reg no) {
+    return _mm512_mask_mov_ps(no, chosen, yes);
+  }
 
   // 16 x 16 transpose: pairs, quadruples, then 128-bit lanes twice.
   static SPARSEKERN_INLINE void transpose(Reg* r) {
