@@ -1,9 +1,13 @@
 // Instantiates the AVX2 + FMA + F16C body. CMakeLists.txt gives this file its own flags.
+#include "block_kernels.h"
 #include "kernels.h"
 #include "vec_avx2.h"
 
 namespace sparsekern::avx2 {
 
+#include "bsr_sddmm.inl"
+#include "bsr_spmm.inl"
+#include "bsr_table.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
@@ -14,5 +18,6 @@ namespace sparsekern::avx2 {
 
 const PeakKernels kPeakKernels = {peak_flops<Vec, false>, peak_flops<Vec, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<Vec>();
+const BlockKernels<float> kFloatBlockKernels = block_kernels<Vec>();
 
 }  // namespace sparsekern::avx2

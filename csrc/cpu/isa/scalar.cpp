@@ -1,10 +1,14 @@
 // Instantiates the scalar body: any processor; float and double. CMakeLists.txt gives this file its
 // own flags.
+#include "block_kernels.h"
 #include "kernels.h"
 #include "vec_scalar.h"
 
 namespace sparsekern::scalar {
 
+#include "bsr_sddmm.inl"
+#include "bsr_spmm.inl"
+#include "bsr_table.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
@@ -16,5 +20,7 @@ namespace sparsekern::scalar {
 const PeakKernels kPeakKernels = {peak_flops<VecOf<float>, false>, peak_flops<VecOf<float>, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<VecOf<float>>();
 const PanelKernels<double> kDoubleKernels = panel_kernels<VecOf<double>>();
+const BlockKernels<float> kFloatBlockKernels = block_kernels<VecOf<float>>();
+const BlockKernels<double> kDoubleBlockKernels = block_kernels<VecOf<double>>();
 
 }  // namespace sparsekern::scalar
