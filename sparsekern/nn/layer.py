@@ -90,7 +90,7 @@ class SparseLayer(nn.Module):
                 f"Got {tuple(dense.shape)}."
             )
             return
-        masked = type(self.format).from_dense(dense.to(self.format.parameter), self.mask())
+        masked = self.format.like(dense.to(self.format.parameter), self.mask())
         stored: Mapping[str, Tensor] = masked.state_dict()
         state_dict.update({f"{prefix}format.{key}": value for key, value in stored.items()})
 

@@ -3,22 +3,26 @@
 from sparsekern.ops.bsr.dense import gather, to_dense
 from sparsekern.ops.bsr.index import (
     BsrIndex,
+    as_matrix,
     block_mask,
     build_index,
-    check_block_shape,
     element_positions,
+    from_matrix,
     index_from_mask,
+    split,
 )
 from sparsekern.ops.bsr.linear import linear
 
 __all__ = [
     "BsrIndex",
+    "as_matrix",
     "block_mask",
     "build_index",
-    "check_block_shape",
     "element_positions",
+    "from_matrix",
     "gather",
     "index_from_mask",
     "linear",
+    "split",
     "to_dense",
 ]

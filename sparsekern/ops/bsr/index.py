@@ -11,8 +11,6 @@ from sparsekern._checks import check_dtype, check_tensor
 from sparsekern.ops.csr.from_mask import from_mask
 from sparsekern.ops.csr.transpose import transpose
 
-MAX_BLOCK = 64  # sides up to here are tested
-
 
 class BsrIndex(NamedTuple):
     """Index tensors of an ``[O, I]`` matrix with ``n`` kept blocks of ``[h, w]``, all int32.
@@ -33,17 +31,18 @@ class BsrIndex(NamedTuple):
         return self.col.shape[0]
 
 
-def check_block_shape(value: object) -> tuple[int, int]:
-    """``(h, w)`` of a block. Raises TypeError or ValueError for anything else."""
-    pair = isinstance(value, (tuple, list)) and len(value) == 2
-    if not pair or any(isinstance(n, bool) or not isinstance(n, int) for n in value):  # type: ignore[attr-defined]
-        raise TypeError(f"Expected block_shape to be two integers. Got {value!r}.")
-    height, width = value  # type: ignore[misc]
-    if not (1 <= height <= MAX_BLOCK and 1 <= width <= MAX_BLOCK):
-        raise ValueError(
-            f"Expected block_shape to have sides of 1 to {MAX_BLOCK}. Got {(height, width)}."
-        )
-    return height, width
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight as the matrix whose blocks are kept: ``[O, I]`` as it is, that of a convolution,
+    ``[O, I / groups, kh, kw]``, as ``[O, kh * kw * I / groups]``."""
+    return weight if weight.ndim == 2 else weight.movedim(1, -1).flatten(1)
+
+
+def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of :func:`as_matrix` for a weight of ``shape``."""
+    if len(shape) == 2:
+        return matrix
+    rows, channels, *kernel = shape
+    return matrix.view(rows, *kernel, channels).movedim(-1, 1).contiguous()
 
 
 def split(matrix: Tensor, block_shape: tuple[int, int]) -> Tensor:

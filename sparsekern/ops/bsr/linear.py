@@ -120,7 +120,7 @@ def _backward_reference(
 def _check_backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> None:
     *index, output_mask = rest
     _check(x, values, None, None, *index)
-    check_shape(grad, "grad", (*x.shape[:-1], _sizes(values, index)[0]))
+    check_shape(grad, "grad", (*x.shape[:-1], _sizes(values, tuple(index))[0]))
     check_dtype(grad, "grad", (x.dtype,))
     if len(output_mask) != 3:
         raise ValueError(f"Expected output_mask to have 3 entries. Got {len(output_mask)}.")
