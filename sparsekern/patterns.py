@@ -57,5 +57,14 @@ class Block(Pattern):
         whole blocks, none of which reaches over two taps."""
         return shape[0] % self.height == 0 and shape[1] % self.width == 0
 
+    def check_divides(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless the blocks divide a weight of this shape."""
+        if not self.divides(shape):
+            raise ValueError(
+                f"Expected blocks of {self.height} x {self.width} to divide the outputs and inputs "
+                f"of a weight of shape {shape}. Got one that they do not: keep the layer dense, or "
+                "use format='csr'."
+            )
+
 
 MAX_SIDE = 64

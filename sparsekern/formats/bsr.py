@@ -51,7 +51,7 @@ class BsrFormat(SparseFormat):
         if not isinstance(index, BsrIndex):
             raise TypeError(f"Expected index to be a BsrIndex. Got {type(index).__name__}.")
         block = Block(*values.shape[1:])
-        _check_divides(block, self.shape)
+        block.check_divides(self.shape)
         rows, cols = self._grid(block.shape)
         check_shape(index.crow, "crow of index", (rows + 1,))
         check_shape(index.crow_t, "crow_t of index", (cols + 1,))
@@ -84,8 +84,8 @@ class BsrFormat(SparseFormat):
         weight = weight.detach()
         mask = weight != 0 if mask is None else mask
         check_mask(mask, tuple(weight.shape), weight.device)
-        block = detect_block(mask) if block_shape is None else Block(*_pair(block_shape))
-        _check_divides(block, tuple(weight.shape))
+        block = detect_block(mask) if block_shape is None else Block(*block_shape)
+        block.check_divides(tuple(weight.shape))
         index = bsr.index_from_mask(bsr.block_mask(bsr.as_matrix(mask), block.shape))
         values = bsr.gather(bsr.as_matrix(weight), index.crow, index.col, block.shape)
         return cls(values, index, tuple(weight.shape))
@@ -219,7 +219,7 @@ class BsrFormat(SparseFormat):
             )
         try:
             block = Block(*values.shape[1:])
-            _check_divides(block, self.shape)
+            block.check_divides(self.shape)
         except ValueError as error:
             return str(error)
         return broken_rows(crow, col, values.shape[0], self._grid(block.shape))
@@ -257,22 +257,6 @@ def detect_block(mask: Tensor) -> Block:
             if torch.equal(parts.any(2), parts.all(2)):
                 return block
     return Block(1, 1)
-
-
-def _pair(block_shape: object) -> tuple[int, int]:
-    if not isinstance(block_shape, (tuple, list)) or len(block_shape) != 2:
-        raise TypeError(f"Expected block_shape to be two integers. Got {block_shape!r}.")
-    height, width = block_shape
-    return height, width
-
-
-def _check_divides(block: Block, shape: tuple[int, ...]) -> None:
-    if not block.divides(shape):
-        raise ValueError(
-            f"Expected blocks of {block.height} x {block.width} to divide the outputs and inputs "
-            f"of a weight of shape {shape}. Got one that they do not: keep the layer dense, or use "
-            "format='csr'."
-        )
 
 
 FORMATS.add(BsrFormat.name, BsrFormat)

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from sparsekern._checks import check_model, check_positive
 from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn.layer import SparseLayer
+from sparsekern.ops import bsr
+from sparsekern.patterns import UNSTRUCTURED, Block
 from sparsekern.prune.distributed import check_not_sharded
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Method
@@ -77,6 +79,14 @@ def _check_format(name: str, stored: SparseFormat, method: Method, format: str) 
             f"Expected {name} to have a dense master, which {method.name} needs. Got "
             f"format {stored.name!r}: give the Pruner the dense model instead."
         )
+    if stored.pattern not in (UNSTRUCTURED, method.pattern):
+        raise ValueError(
+            f"Expected pattern of {method.name} to be that of {name}, {stored.pattern!r}, which is "
+            f"sparse already. Got {method.pattern!r}."
+        )
+    if isinstance(method.pattern, Block):
+        method.pattern.check_divides(stored.shape)
+        bsr.block_mask(bsr.as_matrix(stored.mask()), method.pattern.shape)
     if format not in ("auto", stored.name):
         raise ValueError(
             f"Expected format to be auto or {stored.name!r}, that of {name}, which is sparse "

@@ -21,7 +21,6 @@ from sparsekern.formats import (
 from sparsekern.nn.convert import sparse_layers
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.ops import csr
-from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
 from sparsekern.optim.matrix import check_compact, check_conversion
 from sparsekern.optim.state import check_holds, move_state, reset_state, state_bytes
@@ -37,6 +36,7 @@ from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Clock, Layer, Method
 from sparsekern.prune.saved import check_state
 from sparsekern.prune.scores import SCORES
+from sparsekern.prune.select import divided, select, unit
 from sparsekern.prune.sparsify import (
     LayerReport,
     SparsifyReport,
@@ -121,25 +121,33 @@ class Pruner:
     def _convert_dense(self, exclude: Sequence[str], format: str) -> list[Layer]:
         """Makes a dense model sparse as the method starts."""
         targets, left_dense = find_targets(self.model, exclude)
+        targets, not_divided = divided(self.model, targets, self.method.pattern)
+        left_dense += not_divided
         if not targets:
             raise ValueError("Expected a model with Linear or Conv2d layers to prune. Got none.")
         check_holds(self.optimizer, {target.names[0]: target.weight for target in targets})
         method = self.method
-        final = kept_counts([t.shape for t in targets], method.density, method.distribution)
+        shapes, step = [target.shape for target in targets], unit(method.pattern)
+        final = kept_counts(shapes, method.density, method.distribution, step)
         sizes = [target.weight.numel() for target in targets]
         start = [method.initial_nnz(*each) for each in zip(final, sizes, strict=True)]
         weights = {t.names[0]: (t.weight, n) for t, n in zip(targets, start, strict=True)}
-        check_conversion(self.optimizer, weights, format, method.master)
+        check_conversion(self.optimizer, weights, format, method.master, method.pattern)
 
         def initial_mask(i: int, target: Target) -> Tensor:
             weight = target.weight.detach()
             scores = SCORES[method.initial_score](weight, self.generator)
-            return from_rank_zero(mask_ops.topk(scores, start[i]))
+            return from_rank_zero(select(self.model, target, scores, start[i], method.pattern))
 
         parameters = [target.weight for target in targets]
         kept_sparse = self.report.left_dense
         self.report, formats = convert(
-            self.model, targets, initial_mask, format=format, master=method.master
+            self.model,
+            targets,
+            initial_mask,
+            format=format,
+            master=method.master,
+            pattern=method.pattern,
         )
         self.report.left_dense = kept_sparse + left_dense
         note_reasons(self.model, self.report)
