@@ -4,8 +4,8 @@
 //            and takes dx from its own cache; then a task is a row of blocks, whose dvalues are
 //            summed over all tiles of the wave.
 // Tile       as linear.cpp; dx walks the transposed index and reads blocks through `perm`.
-// Arithmetic accumulated in the dtype of `values`, tile after tile: no atomics, the same bits for any
-//            number of threads (the size of a wave follows from shapes alone).
+// Arithmetic accumulated in the dtype of `values`, four tiles in one running sum: no atomics, the
+//            same bits for any number of threads (the size of a wave follows from shapes alone).
 // Contract   sparsekern/ops/bsr/linear.py; bodies: ../isa/bsr_spmm.inl, ../isa/bsr_sddmm.inl.
 #include <torch/csrc/stable/library.h>
 
@@ -20,6 +20,7 @@ namespace {
 
 // Scratch for a batch of any size stays bounded.
 constexpr int64_t kWaveBytes = int64_t(4) << 20;
+constexpr int64_t kTogether = 4;      // tiles of one running sum; longer ones would round too often
 constexpr int64_t kLeastOutputs = 4;  // of a block, from which products by vectors pay
 
 struct Wanted {
@@ -147,8 +148,10 @@ class Backward {
     if (!wanted_.values) return;
     const int32_t begin = blocks_.plain.crow[row], end = blocks_.plain.crow[row + 1];
     const auto body = by_vectors_ ? block_kernels<T>().sddmm_vectors : block_kernels<T>().sddmm;
-    body(tiles.data(), count_, blocks_.plain.col + begin, end - begin, height, blocks_.width,
-         accumulate, data(dvalues_) + begin * height * blocks_.width);
+    for (int64_t index = 0; index < count_; index += kTogether)
+      body(tiles.data() + index, std::min(kTogether, count_ - index), blocks_.plain.col + begin,
+           end - begin, height, blocks_.width, accumulate || index > 0,
+           data(dvalues_) + begin * height * blocks_.width);
   }
 
   static constexpr int64_t kStrip = PackedTiles<T>::kStrip;

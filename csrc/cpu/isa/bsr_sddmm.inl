@@ -3,7 +3,7 @@
 //            a row; for each batch element two loads, R broadcasts, 2 R multiply-adds, and no sum
 //            over lanes. sddmm, for narrow blocks: R x 4 sums over the batch in lanes, folded at the
 //            end of all tiles.
-// Tile       the whole wave of tiles for one block before the next.
+// Tile       all given tiles for one block before the next; `accumulate` adds their sum at the end.
 // Arithmetic products and sums in T (float or double).
 // Alignment  none required.
 // Contract   BlockKernels in block_kernels.h.
@@ -36,8 +36,7 @@ static void sample_vectors(const BlockTile<typename V::Element>* tiles, int64_t 
   SPARSEKERN_UNROLL(8)
   for (int r = 0; r < R; ++r) {
     SPARSEKERN_UNROLL(2)
-    for (int c = 0; c < C; ++c)
-      sum[r][c] = accumulate ? V::load(gradient[c] + r * stride) : V::zero();
+    for (int c = 0; c < C; ++c) sum[r][c] = V::zero();
   }
   for (int64_t t = 0; t < tile_count; ++t) {
     const BlockTile<T>& tile = tiles[t];
@@ -55,7 +54,10 @@ static void sample_vectors(const BlockTile<typename V::Element>* tiles, int64_t 
   SPARSEKERN_UNROLL(8)
   for (int r = 0; r < R; ++r) {
     SPARSEKERN_UNROLL(2)
-    for (int c = 0; c < C; ++c) V::store(gradient[c] + r * stride, sum[r][c]);
+    for (int c = 0; c < C; ++c) {
+      typename V::Element* g = gradient[c] + r * stride;
+      V::store(g, accumulate ? V::add(V::load(g), sum[r][c]) : sum[r][c]);
+    }
   }
 }
 

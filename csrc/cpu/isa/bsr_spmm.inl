@@ -1,8 +1,8 @@
 // Formula    tile[R * out + o][:] = sum_j sum_i w_j[o][i] * panel[col[j] * in + i][:]   over the
 //            blocks j of row R of blocks.
 // Mapping    a few outputs of a row of blocks after the other; their accumulators stay in registers
-//            while all of its blocks are walked: NV loads, R broadcasts, R * NV multiply-adds for one
-//            input of a block.
+//            while some 256 of its inputs are walked: NV loads, R broadcasts, R * NV multiply-adds
+//            for one input of a block.
 // Tile       R outputs x NV vectors of the batch.
 // Arithmetic accumulated in T (float or double), in the order of the columns; where a register tile
 //            has fewer than 8 sums, even and odd inputs of a block go to sums of their own.
@@ -32,10 +32,17 @@ static SPARSEKERN_INLINE void add_input(const typename V::Element* w, int64_t st
   }
 }
 
-// R outputs of one row of blocks, NV vectors of the batch; kStride = 0: a stride known at run time.
+// Inputs of one running sum; longer ones would round too often. PERF: adding up in memory that
+// seldom costs no time that can be measured.
+constexpr int64_t kInputsTogether = 256;
+
+// The blocks [begin, end) of one row for R outputs and NV vectors of the batch; kStride = 0: a stride
+// known at run time.
 template <typename V, int R, int NV, int kStride>
-static void bsr_outputs(const BlockMatrix<typename V::Element>& m, int64_t row, int64_t output,
-                        const typename V::Element* panel, int width, typename V::Element* tile) {
+static SPARSEKERN_INLINE void bsr_blocks(const BlockMatrix<typename V::Element>& m, int32_t begin,
+                                         int32_t end, int64_t output,
+                                         const typename V::Element* panel, int width,
+                                         bool accumulate, typename V::Element* tile) {
   using T = typename V::Element;
   constexpr bool kTwo = R * NV < 8;
   typename V::Reg sum[R][NV], odd[R][NV];
@@ -45,8 +52,7 @@ static void bsr_outputs(const BlockMatrix<typename V::Element>& m, int64_t row, 
     for (int v = 0; v < NV; ++v) sum[r][v] = odd[r][v] = V::zero();
   }
   const int64_t size = m.out * m.in, first = output * m.out_stride, step = m.in_stride;
-  const int32_t end = m.crow[row + 1];
-  for (int32_t j = m.crow[row]; j < end; ++j) {
+  for (int32_t j = begin; j < end; ++j) {
     const T* w = m.values + (m.perm != nullptr ? m.perm[j] : j) * size + first;
     const T* x = panel + m.col[j] * m.in * width;
     int64_t i = 0;
@@ -62,9 +68,26 @@ static void bsr_outputs(const BlockMatrix<typename V::Element>& m, int64_t row, 
   SPARSEKERN_UNROLL(8)
   for (int r = 0; r < R; ++r) {
     SPARSEKERN_UNROLL(8)
-    for (int v = 0; v < NV; ++v)
-      V::store(tile + r * width + v * V::kWidth, kTwo ? V::add(sum[r][v], odd[r][v]) : sum[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      typename V::Reg total = kTwo ? V::add(sum[r][v], odd[r][v]) : sum[r][v];
+      T* target = tile + r * width + v * V::kWidth;
+      if (accumulate) total = V::add(V::load(target), total);
+      V::store(target, total);
+    }
   }
+}
+
+template <typename V, int R, int NV, int kStride>
+static void bsr_outputs(const BlockMatrix<typename V::Element>& m, int64_t row, int64_t output,
+                        const typename V::Element* panel, int width, typename V::Element* tile) {
+  const int32_t first = m.crow[row], last = m.crow[row + 1];
+  const int32_t together = int32_t(m.in < kInputsTogether ? kInputsTogether / m.in : 1);
+  int32_t begin = first;
+  do {
+    const int32_t end = last - begin > together ? begin + together : last;
+    bsr_blocks<V, R, NV, kStride>(m, begin, end, output, panel, width, begin > first, tile);
+    begin = end;
+  } while (begin < last);
 }
 
 template <typename V, int R, int kStride>
