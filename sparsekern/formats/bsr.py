@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern._checks import check_mask, check_shape, check_tensor
@@ -135,7 +134,7 @@ class BsrFormat(SparseFormat):
     @property
     def _op(self) -> Op:
         """The op that multiplies by this weight."""
-        return OPS["bsr_linear"]
+        return OPS["bsr_linear" if len(self.shape) == 2 else "bsr_conv2d"]
 
     @property
     def nbytes(self) -> FormatBytes:
@@ -159,11 +158,16 @@ class BsrFormat(SparseFormat):
         return bsr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
 
     def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
-        weight = self.to_dense()
-        if self._probe is not None:
-            weight = weight + bsr.from_matrix(self._probe, self.shape)
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        return F.conv2d(x, weight, bias, **geometry)
+        return bsr.conv2d(
+            x,
+            self.values,
+            self.index,
+            bias,
+            kernel_size=self.shape[2:],
+            probe=self._probe,
+            variant=self.variant,
+            **geometry,
+        )
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:

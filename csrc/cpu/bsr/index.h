@@ -93,7 +93,8 @@ template <typename T>
 void multiply_blocks(const BlockMatrix<T>& matrix, const RowGroups<T>& groups, const T* bias,
                      const Tile& tile, const T* panel, int64_t group, T* scratch, const Output& y) {
   const int64_t first = group * groups.size, last = std::min(groups.rows, first + groups.size);
-  block_kernels<T>().spmm(matrix, first, last, panel, tile.width, scratch);
+  block_kernels<T>().spmm(matrix, first, last, panel, matrix.in * tile.width, tile.width,
+                          tile.width, scratch);
   const int64_t output = first * matrix.out;
   kernels<T>().unpack(scratch, bias != nullptr ? bias + output : nullptr,
                       (last - first) * matrix.out, tile.batch, tile.width, y.at(tile.first, output),

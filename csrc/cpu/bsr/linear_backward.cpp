@@ -141,7 +141,8 @@ class Backward {
     for (int64_t index = 0; index < count_; ++index) {
       const Tile& t = tile(index);
       const T* y = grad_panels_->panel(index) + output * t.width;
-      tiles.push_back({y, x_panels_ + index * x_size_, t.batch, t.width});
+      tiles.push_back({y, x_panels_ + index * x_size_, t.batch, t.width, t.width, t.width,
+                       blocks_.width * t.width});
       if (wanted_.bias)
         kernels<T>().sum_rows(y, height, t.width, accumulate || index > 0, data(dbias_) + output);
     }

@@ -93,15 +93,16 @@ static void sample_lanes(const BlockTile<typename V::Element>* tiles, int64_t ti
   }
   const int64_t left = in - input;
   for (int64_t t = 0; t < tile_count; ++t) {
-    const int width = tiles[t].width;
-    const T* y = tiles[t].y + output * width;
+    const BlockTile<T>& tile = tiles[t];
+    const T* y = tile.y + output * tile.y_pitch;
     const T* x[4];
     // SAFETY: inputs that the block does not have are computed from its first and not stored.
-    for (int c = 0; c < 4; ++c) x[c] = tiles[t].x + (column + input + (c < left ? c : 0)) * width;
-    for (int lane = 0; lane < width; lane += V::kWidth) {
+    for (int c = 0; c < 4; ++c)
+      x[c] = tile.x + column * tile.unit + (input + (c < left ? c : 0)) * tile.x_pitch;
+    for (int64_t lane = 0; lane < tile.width; lane += V::kWidth) {
       typename V::Reg ys[R];
       SPARSEKERN_UNROLL(4)
-      for (int r = 0; r < R; ++r) ys[r] = V::load(y + r * width + lane);
+      for (int r = 0; r < R; ++r) ys[r] = V::load(y + r * tile.y_pitch + lane);
       SPARSEKERN_UNROLL(4)
       for (int c = 0; c < 4; ++c) {
         const typename V::Reg xs = V::load(x[c] + lane);
@@ -162,7 +163,7 @@ struct BsrSddmm {
                     int64_t count, int64_t out, int64_t in, bool accumulate, T* gradient) {
     constexpr int kMost = V::kWidth >= 16 ? 4 : 2;
     for (int64_t j = 0; j < count; ++j, gradient += out * in) {
-      const int64_t column = col[j] * in;
+      const int64_t column = col[j];
       for (int64_t i = 0; i < in; i += 4) {
         int64_t o = 0;
         for (; o + kMost <= out; o += kMost)

@@ -1,5 +1,6 @@
 """Block compressed rows: dense blocks of one shape, one column index per kept block."""
 
+from sparsekern.ops.bsr.conv2d import conv2d
 from sparsekern.ops.bsr.dense import gather, to_dense
 from sparsekern.ops.bsr.index import (
     BsrIndex,
@@ -18,6 +19,7 @@ __all__ = [
     "as_matrix",
     "block_mask",
     "build_index",
+    "conv2d",
     "element_positions",
     "from_matrix",
     "gather",

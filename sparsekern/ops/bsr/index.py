@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -39,9 +40,9 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The inverse of :func:`as_matrix` for a weight of ``shape``."""
-    if len(shape) == 2:
-        return matrix
     rows, channels, *kernel = shape
+    if math.prod(kernel) == 1:  # also so that strides stay those of a contiguous tensor
+        return matrix.reshape(shape)
     return matrix.view(rows, *kernel, channels).movedim(-1, 1).contiguous()
 
 
