@@ -66,6 +66,8 @@ class Forward {
   void multiply(int64_t image, const Tile& tile, int64_t slot) {
     const ConvShape& c = shape_.conv;
     T* output = outputs_ + slot * tile_;
+    const std::vector<Part> parts =
+        parts_of(tile.first, tile.batch, shape_.cols, Range(0, c.out_width), c.out_width, 1);
     for (int64_t group = 0; group < c.groups; ++group) {
       const T* panel =
           planes_ + image * shape_.x_size() + group * c.group_in() * shape_.x_channel + tile.first;
@@ -75,21 +77,18 @@ class Forward {
         block_kernels<T>().spmm(blocks_.plain(), row, last, panel, 1, shape_.x_channel, tile.width,
                                 output);
         for (int64_t o = row * blocks_.blocks().height; o < last * blocks_.blocks().height; ++o)
-          write(image, o, tile, output + (o - row * blocks_.blocks().height) * tile.width);
+          write(parts, image, o, output + (o - row * blocks_.blocks().height) * tile.width);
       }
     }
   }
 
-  void write(int64_t image, int64_t channel, const Tile& tile, const T* lanes) {
+  void write(const std::vector<Part>& parts, int64_t image, int64_t channel, const T* lanes) {
     const ConvShape& c = shape_.conv;
     const T shift = bias_ != nullptr ? bias_[channel] : T(0);
     T* plane = y_ + ((first_ + image) * c.out_channels + channel) * c.out_height * c.out_width;
-    for_each_row(tile.first, tile.batch, shape_.cols,
-                 [&](int64_t lane, int64_t row, int64_t col, int64_t part) {
-                   const int64_t count = std::min(part, c.out_width - col);
-                   T* target = plane + row * c.out_width + col;
-                   for (int64_t i = 0; i < count; ++i) target[i] = lanes[lane + i] + shift;
-                 });
+    for (const Part& part : parts)
+      for (int64_t i = 0; i < part.count; ++i)
+        plane[part.offset + i] = lanes[part.lane + i] + shift;
   }
 
   const PlaneShape& shape_;

@@ -121,29 +121,29 @@ class Backward {
     const int64_t first_lane = phase.first_lane + tile.first;
     const T* panel = y_planes_ + image * shape_.y_size() + first_lane;
     T* output = outputs_ + slot * tile_;
+    const ConvShape& c = shape_.conv;
+    const int64_t left = phase.phase % c.stride.w - c.padding.w;
+    const std::vector<Part> parts =
+        parts_of(first_lane, tile.batch, shape_.cols, Range(left, c.stride.w, c.width, shape_.cols),
+                 c.stride.h * c.width, c.stride.w);
     for (int64_t row = 0; row < matrix.rows; row += size_) {
       const int64_t last = std::min(matrix.rows, row + size_);
       block_kernels<T>().spmm(matrix, row, last, panel, 1, shape_.y_channel, tile.width, output);
-      const int64_t channel = group * shape_.conv.group_in() + row * matrix.out;
+      const int64_t channel = group * c.group_in() + row * matrix.out;
       for (int64_t i = 0; i < (last - row) * matrix.out; ++i)
-        write(phase.phase, image, channel + i, first_lane, tile.batch, output + i * tile.width);
+        write(parts, phase.phase, image, channel + i, output + i * tile.width);
     }
   }
 
-  void write(int64_t phase, int64_t image, int64_t channel, int64_t first, int64_t count,
+  void write(const std::vector<Part>& parts, int64_t phase, int64_t image, int64_t channel,
              const T* lanes) {
     const ConvShape& c = shape_.conv;
     const int64_t top = phase / c.stride.w - c.padding.h, left = phase % c.stride.w - c.padding.w;
-    const Range cols(left, c.stride.w, c.width, shape_.cols);
-    T* plane = tensors_.dx + ((first_ + image) * c.channels + channel) * c.height * c.width;
-    for_each_row(first, count, shape_.cols,
-                 [&](int64_t lane, int64_t row, int64_t col, int64_t part) {
-                   T* target = plane + (row * c.stride.h + top) * c.width + left;
-                   const int64_t begin = std::max(col, cols.begin);
-                   const int64_t end = std::min(col + part, cols.end);
-                   for (int64_t q = begin; q < end; ++q)
-                     target[q * c.stride.w] = lanes[lane + q - col];
-                 });
+    T* plane = tensors_.dx + ((first_ + image) * c.channels + channel) * c.height * c.width +
+               top * c.width + left;
+    for (const Part& part : parts)
+      for (int64_t i = 0; i < part.count; ++i)
+        plane[part.offset + i * c.stride.w] = lanes[part.lane + i];
   }
 
   void sample_all() {

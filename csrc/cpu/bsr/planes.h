@@ -28,10 +28,10 @@ struct PlaneShape {
             (shape.kernel.w - 1) * shape.dilation.w / shape.stride.w};
     rows = shape.out_height + last.h;
     cols = shape.out_width + last.w;
-    x_channel = phases() * rows * cols;
+    x_channel = odd_lines(phases() * rows * cols);
     // Rows for taps that reach above the first output and below the last, 16 lanes for the last vector.
     y_lead = last.h * cols + last.w;
-    y_channel = round_up(y_lead + rows * cols + 16, 16);
+    y_channel = odd_lines(y_lead + rows * cols + 16);
     const int64_t largest = std::max(x_channel * shape.group_in(), y_channel * shape.out_channels);
     SPARSEKERN_CHECK(largest < int64_t(1) << 31,
                      "Expected an image of less than 2^31 elements once padded. Got ", largest,
@@ -56,6 +56,11 @@ struct PlaneShape {
   }
 
  private:
+  // PERF: channels an odd number of cache lines apart, or those of a block would share a few sets of L1.
+  static int64_t odd_lines(int64_t elements) {
+    const int64_t lines = ceil_div(elements, 16);
+    return (lines + 1 - lines % 2) * 16;
+  }
   static constexpr int64_t kSlack = 2 * kTileWidth;  // zeros that the last lanes may read
   Size2 step(int64_t tap) const {
     return {tap / conv.kernel.w * conv.dilation.h, tap % conv.kernel.w * conv.dilation.w};
@@ -65,6 +70,7 @@ struct PlaneShape {
 // The first and one past the last index k with 0 <= k * stride + first < size, within [0, most).
 struct Range {
   int64_t begin, end;
+  Range(int64_t begin, int64_t end) : begin(begin), end(end) {}
   Range(int64_t first, int64_t stride, int64_t size, int64_t most) {
     begin = first >= 0 ? 0 : std::min(most, ceil_div(-first, stride));
     end = size > first ? std::min(most, (size - 1 - first) / stride + 1) : 0;
@@ -76,21 +82,25 @@ struct Range {
 template <typename T>
 void pack_x(const PlaneShape& s, const T* x, T* planes) {
   const ConvShape& c = s.conv;
-  std::fill_n(planes, s.x_channel, T(0));
   for (int64_t phase = 0; phase < s.phases(); ++phase, planes += s.rows * s.cols) {
     const int64_t top = phase / c.stride.w - c.padding.h, left = phase % c.stride.w - c.padding.w;
     const Range in_rows(top, c.stride.h, c.height, s.rows),
         in_cols(left, c.stride.w, c.width, s.cols);
+    std::fill(planes, planes + in_rows.begin * s.cols, T(0));
     for (int64_t r = in_rows.begin; r < in_rows.end; ++r) {
       const T* source = x + (r * c.stride.h + top) * c.width + left;
       T* target = planes + r * s.cols;
+      std::fill(target, target + in_cols.begin, T(0));
       if (c.stride.w == 1) {
         std::copy(source + in_cols.begin, source + in_cols.end, target + in_cols.begin);
-        continue;
+      } else {
+        for (int64_t q = in_cols.begin; q < in_cols.end; ++q) target[q] = source[q * c.stride.w];
       }
-      for (int64_t q = in_cols.begin; q < in_cols.end; ++q) target[q] = source[q * c.stride.w];
+      std::fill(target + in_cols.end, target + s.cols, T(0));
     }
+    std::fill(planes + in_rows.end * s.cols, planes + s.rows * s.cols, T(0));
   }
+  std::fill(planes, planes + s.x_channel - s.phases() * s.rows * s.cols, T(0));
 }
 
 // One channel of dy.
@@ -102,15 +112,26 @@ void pack_y(const PlaneShape& s, const T* dy, T* plane) {
     std::copy_n(dy + r * c.out_width, c.out_width, plane + s.y_lead + r * s.cols);
 }
 
-// Calls visit(lane, row, col, count) for the parts of lanes [first, first + count) that lie in one row.
-template <typename Visit>
-void for_each_row(int64_t first, int64_t count, int64_t cols, const Visit& visit) {
+// Lanes of a tile that lie in one row: elements of a plane at offset + i * step.
+struct Part {
+  int64_t lane, offset, count;
+};
+
+// The parts of lanes [first, first + count) with columns of `kept`, whose rows are `row_step` apart.
+inline std::vector<Part> parts_of(int64_t first, int64_t count, int64_t cols, Range kept,
+                                  int64_t row_step, int64_t col_step) {
+  if (kept.begin == 0 && kept.end == cols && row_step == cols && col_step == 1)
+    return {{0, first, count}};
+  std::vector<Part> parts;
   for (int64_t lane = 0; lane < count;) {
     const int64_t row = (first + lane) / cols, col = (first + lane) % cols;
-    const int64_t part = std::min(count - lane, cols - col);
-    visit(lane, row, col, part);
-    lane += part;
+    const int64_t last = std::min(count - lane, cols - col);
+    const int64_t begin = std::max(col, kept.begin), end = std::min(col + last, kept.end);
+    if (begin < end)
+      parts.push_back({lane + begin - col, row * row_step + begin * col_step, end - begin});
+    lane += last;
   }
+  return parts;
 }
 
 // Offsets of the blocks of the plain matrix, in the order of its index, and dx's lists of blocks.
