@@ -94,6 +94,22 @@ def _bsr_linear_backward(device: torch.device) -> tuple[Any, ...]:
     return torch.randn(BATCH, ROWS, device=device), x, values, *index, [True, True, True]
 
 
+def _bsr_conv2d(device: torch.device) -> Sample:
+    generator = torch.Generator().manual_seed(0)
+    shape = (CHANNELS // BLOCK, 9 * CHANNELS // BLOCK)
+    index = bsr.index_from_mask((torch.rand(shape, generator=generator) < DENSITY).to(device))
+    x = torch.randn(IMAGES, CHANNELS, SIZE, SIZE, device=device)
+    values = torch.randn(index.blocks, BLOCK, BLOCK, device=device)
+    bias = torch.randn(CHANNELS, device=device)
+    return Sample((x, values, bias, None, *index), "benchmark", CONVOLUTION)
+
+
+def _bsr_conv2d_backward(device: torch.device) -> Sample:
+    x, values, _, _, *index = _bsr_conv2d(device).args
+    args = (torch.randn_like(x), x, values, *index, [True, True, True])
+    return Sample(args, "benchmark", CONVOLUTION)
+
+
 def _bsr_to_dense(device: torch.device) -> tuple[Any, ...]:
     _, values, _, _, crow, col, *_ = _bsr_linear(device)
     return values, crow, col, COLS // BLOCK
@@ -107,6 +123,8 @@ def _bsr_gather(device: torch.device) -> tuple[Any, ...]:
 SAMPLES: dict[str, Maker] = {
     "bsr_linear": _bsr_linear,
     "bsr_linear_backward": _bsr_linear_backward,
+    "bsr_conv2d": _bsr_conv2d,
+    "bsr_conv2d_backward": _bsr_conv2d_backward,
     "bsr_to_dense": _bsr_to_dense,
     "bsr_gather": _bsr_gather,
     "csr_linear": _linear,

@@ -86,9 +86,11 @@ class Forward {
     const ConvShape& c = shape_.conv;
     const T shift = bias_ != nullptr ? bias_[channel] : T(0);
     T* plane = y_ + ((first_ + image) * c.out_channels + channel) * c.out_height * c.out_width;
-    for (const Part& part : parts)
-      for (int64_t i = 0; i < part.count; ++i)
-        plane[part.offset + i] = lanes[part.lane + i] + shift;
+    for (const Part& part : parts) {
+      T* __restrict target = plane + part.offset;
+      const T* __restrict source = lanes + part.lane;
+      for (int64_t i = 0; i < part.count; ++i) target[i] = source[i] + shift;
+    }
   }
 
   const PlaneShape& shape_;

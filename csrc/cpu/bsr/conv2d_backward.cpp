@@ -2,7 +2,7 @@
 //            dvalues_j[r][c] = sum over images and pixels of dy[o] x[c, a step away]; dbias = sum dy.
 // Mapping    images come in waves; x and dy are packed as padded planes, then a task is a run of tiles
 //            of one phase of one image's dx, then a task is a row of blocks of dvalues.
-// Tile       as conv2d.cpp; of dvalues 4 x 4 sums over all lanes of an image, folded at its end.
+// Tile       as conv2d.cpp; of dvalues 4 x 4 sums over all lanes of an image, or of some small ones.
 // Arithmetic accumulated in the dtype of `values`, image after image: no atomics, the same bits for
 //            any number of threads.
 // Contract   sparsekern/ops/bsr/conv2d.py; planes.h; bodies: ../isa/bsr_spmm.inl, bsr_sddmm.inl.
@@ -18,6 +18,8 @@ namespace sparsekern {
 namespace {
 
 constexpr int64_t kRun = 8;  // tiles of a task
+// Lanes of small images that are summed before the sums are folded.
+constexpr int64_t kLanesTogether = 1024;
 
 struct Wanted {
   bool x, values, bias;
@@ -141,9 +143,15 @@ class Backward {
     const int64_t top = phase / c.stride.w - c.padding.h, left = phase % c.stride.w - c.padding.w;
     T* plane = tensors_.dx + ((first_ + image) * c.channels + channel) * c.height * c.width +
                top * c.width + left;
-    for (const Part& part : parts)
-      for (int64_t i = 0; i < part.count; ++i)
-        plane[part.offset + i * c.stride.w] = lanes[part.lane + i];
+    for (const Part& part : parts) {
+      T* target = plane + part.offset;
+      const T* source = lanes + part.lane;
+      if (c.stride.w == 1) {
+        std::copy_n(source, part.count, target);
+      } else {
+        for (int64_t i = 0; i < part.count; ++i) target[i * c.stride.w] = source[i];
+      }
+    }
   }
 
   void sample_all() {
@@ -157,21 +165,23 @@ class Backward {
     const Blocks<T>& b = blocks_.blocks();
     const int64_t output = row * b.height, group = row / blocks_.group_rows();
     const int64_t begin = b.plain.crow[row], count = b.plain.crow[row + 1] - begin;
+    const int64_t lanes = round_up(shape_.pixels(), 16);
+    std::vector<BlockTile<T>> tiles;
     for (int64_t image = 0; image < count_; ++image) {
-      const bool accumulate = first_ + image > 0;
       const T* y = y_planes_ + image * shape_.y_size() + output * shape_.y_channel;
+      const T* x = x_planes_ + image * (wanted_.values ? shape_.x_size() : 0) +
+                   group * shape_.conv.group_in() * shape_.x_channel;
+      tiles.push_back({y + shape_.y_lead, x, lanes, lanes, shape_.y_channel, shape_.x_channel, 1});
       if (wanted_.bias)
-        kernels<T>().sum_rows(y, b.height, int(shape_.y_channel), accumulate,
+        kernels<T>().sum_rows(y, b.height, int(shape_.y_channel), first_ + image > 0,
                               tensors_.dbias + output);
-      if (!wanted_.values) continue;
-      const T* x =
-          x_planes_ + image * shape_.x_size() + group * shape_.conv.group_in() * shape_.x_channel;
-      const int64_t lanes = round_up(shape_.pixels(), 16);
-      const BlockTile<T> tile{y + shape_.y_lead, x, lanes, lanes, shape_.y_channel,
-                              shape_.x_channel,  1};
-      block_kernels<T>().sddmm(&tile, 1, blocks_.plain().col + begin, count, b.height, b.width,
-                               accumulate, tensors_.dvalues + begin * b.height * b.width);
     }
+    if (!wanted_.values) return;
+    const int64_t together = std::max<int64_t>(1, kLanesTogether / lanes);
+    for (int64_t image = 0; image < count_; image += together)
+      block_kernels<T>().sddmm(tiles.data() + image, std::min(together, count_ - image),
+                               blocks_.plain().col + begin, count, b.height, b.width,
+                               first_ + image > 0, tensors_.dvalues + begin * b.height * b.width);
   }
 
   const PlaneShape& shape_;

@@ -13,7 +13,7 @@
 
 namespace sparsekern {
 
-constexpr int64_t kWaveImages = int64_t(4) << 20;  // bytes of planes that are packed at a time
+constexpr int64_t kWaveImages = int64_t(1) << 20;  // bytes of planes that are packed at a time
 
 struct PlaneShape {
   ConvShape conv;
