@@ -8,6 +8,8 @@ namespace sparsekern::avx2 {
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"
 #include "bsr_table.inl"
+#include "convolve.inl"
+#include "dot.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
