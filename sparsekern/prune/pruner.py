@@ -12,18 +12,16 @@ from torch.optim import Optimizer
 
 from sparsekern._checks import check_seed, check_texts
 from sparsekern.formats import (
-    CsrFormat,
     FormatBytes,
     MaskedFormat,
     SparseFormat,
     choose_format,
 )
 from sparsekern.nn.convert import sparse_layers
-from sparsekern.nn.layer import SparseLayer
-from sparsekern.ops import csr
-from sparsekern.ops.csr import CsrIndex
+from sparsekern.nn.layer import SparseLayer, build_stored
 from sparsekern.optim.matrix import check_compact, check_conversion
 from sparsekern.optim.state import check_holds, move_state, reset_state, state_bytes
+from sparsekern.patterns import Block
 from sparsekern.prune.adopt import adopt, check_arguments
 from sparsekern.prune.distributed import (
     agree_on_topology,
@@ -283,7 +281,8 @@ class Pruner:
 
     @torch.no_grad()
     def compact(self) -> list[LayerReport]:
-        """Turns dense masters into compact rows where they pay, for a final phase of fixed masks.
+        """Turns dense masters into compact rows or blocks where they pay, for a final phase of
+        fixed masks.
 
         Parameter objects stay, their gradients are cleared and their optimiser state moves along.
         Layers that the rule of :func:`sparsekern.formats.choose_format` keeps dense are left.
@@ -309,13 +308,11 @@ class Pruner:
             stored = module.format
             # NOTE: the rule decides, not what runs now: that may have been measured, and timing
             # decides no shape.
-            pays = choose_format(stored.density, stored.parameter.device) == "csr"
-            if not isinstance(stored, MaskedFormat) or not pays:
+            pattern = self.method.pattern
+            kind = choose_format(stored.density, stored.parameter.device, pattern=pattern)
+            if not isinstance(stored, MaskedFormat) or kind == "masked":
                 continue
-            index = stored.index
-            compact = self._compact_one(
-                stored, csr.index_from_mask(stored.mask()) if index is None else index
-            )
+            compact = self._compact_one(stored, kind)
             for other in self.model.modules():
                 if isinstance(other, SparseLayer) and other.format is stored:
                     other.format = compact
@@ -327,16 +324,16 @@ class Pruner:
             )
         return changed
 
-    def _compact_one(self, stored: MaskedFormat, index: CsrIndex) -> CsrFormat:
-        parameter = stored.weight
-        values = csr.gather(parameter.detach().flatten(1), index.crow, index.col)
+    def _compact_one(self, stored: MaskedFormat, kind: str) -> SparseFormat:
+        parameter, mask, pattern = stored.weight, stored.mask(), self.method.pattern
+        block_shape = pattern.shape if isinstance(pattern, Block) else None
+        compact = build_stored(parameter.detach(), mask, kind, block_shape)
         state = self.optimizer.state.get(parameter, {})
         moved = {
-            key: csr.gather(value.flatten(1), index.crow, index.col)
+            key: build_stored(value, mask, kind, block_shape).parameter.data
             for key, value in state.items()
             if isinstance(value, Tensor) and value.shape == parameter.shape
         }
-        compact = CsrFormat(values, index, stored.shape)
         compact.adopt(parameter)
         state.update(moved)
         return compact

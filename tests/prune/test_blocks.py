@@ -174,6 +174,23 @@ def test_set_does_not_grow_what_it_drops() -> None:
     assert int((after & ~before).sum()) == int((before & ~after).sum()) > 0
 
 
+def test_compact_ends_in_blocks() -> None:
+    model, opt, pruner = start("gmp")
+    train(model, opt, pruner, 35)
+    state = {k: v.clone() for k, v in opt.state[model[0].format.parameter].items() if v.ndim}
+    mask, weight = model[0].mask(), model[0].weight.detach()
+    parameter = model[0].format.parameter
+    assert [row.format for row in pruner.compact()] == ["bsr", "bsr"]
+    stored = model[0].format
+    assert stored.parameter is parameter
+    assert stored.block_shape == BLOCK.shape
+    assert torch.equal(model[0].weight, weight)
+    for key, value in state.items():
+        assert torch.equal(stored.active_values(opt.state[parameter][key]), value[mask])
+    train(model, opt, pruner, 40)
+    stored.validate()
+
+
 def test_another_pattern_than_the_model_has() -> None:
     model = make_model()
     sk.sparsify(model, 0.25, pattern=BLOCK, exclude=["4"])
