@@ -20,8 +20,7 @@ namespace {
 
 // Scratch for a batch of any size stays bounded.
 constexpr int64_t kWaveBytes = int64_t(4) << 20;
-constexpr int64_t kTogether = 4;      // tiles of one running sum; longer ones would round too often
-constexpr int64_t kLeastOutputs = 4;  // of a block, from which products by vectors pay
+constexpr int64_t kTogether = 4;  // tiles of one running sum; longer ones would round too often
 
 struct Wanted {
   bool x, values, bias;
@@ -53,7 +52,7 @@ class Backward {
                    ? torch::stable::empty({blocks_.count, blocks_.height, blocks_.width}, type)
                    : torch::stable::empty({0}, type);
     dbias_ = torch::stable::empty({wanted.bias ? blocks_.out_features() : 0}, type);
-    by_vectors_ = blocks_.width % block_kernels<T>().lanes == 0 && blocks_.height >= kLeastOutputs;
+    by_vectors_ = blocks_.width % block_kernels<T>().lanes == 0;
   }
 
   std::tuple<Tensor, Tensor, Tensor> run() {

@@ -1,7 +1,7 @@
 // Formula    gradient_j[r][c] (+)= sum_b y[r][b] * x[col[j] * in + c][b]   over all tiles.
-// Mapping    sddmm_vectors: R outputs x two vectors of inputs, of one block or of two neighbours of
-//            a row; for each batch element two loads, R broadcasts, 2 R multiply-adds, and no sum
-//            over lanes. sddmm, for narrow blocks: R x 4 sums over the batch in lanes, folded at the
+// Mapping    sddmm_vectors: R outputs x C vectors of inputs, of one block or of neighbours in a row;
+//            for each batch element C loads, R broadcasts, C R multiply-adds, and no sum over lanes.
+//            sddmm, for narrow blocks: R x 4 sums over the batch in lanes, folded at the
 //            end of all tiles.
 // Tile       all given tiles for one block before the next; `accumulate` adds their sum at the end.
 // Arithmetic products and sums in T (float or double).
@@ -15,12 +15,12 @@ static SPARSEKERN_INLINE void add_batch(const typename V::Element* y,
                                         typename V::Reg (&sum)[R][C]) {
   for (int64_t b = 0; b < batch; ++b) {
     typename V::Reg xs[C];
-    SPARSEKERN_UNROLL(2)
+    SPARSEKERN_UNROLL(8)
     for (int c = 0; c < C; ++c) xs[c] = V::load(x[c] + b * V::kWidth);
     SPARSEKERN_UNROLL(8)
     for (int r = 0; r < R; ++r) {
       const typename V::Reg factor = V::broadcast(y[r * kWidth + b]);
-      SPARSEKERN_UNROLL(2)
+      SPARSEKERN_UNROLL(8)
       for (int c = 0; c < C; ++c) sum[r][c] = V::mul_add(factor, xs[c], sum[r][c]);
     }
   }
@@ -35,7 +35,7 @@ static void sample_vectors(const BlockTile<typename V::Element>* tiles, int64_t 
   typename V::Reg sum[R][C];
   SPARSEKERN_UNROLL(8)
   for (int r = 0; r < R; ++r) {
-    SPARSEKERN_UNROLL(2)
+    SPARSEKERN_UNROLL(8)
     for (int c = 0; c < C; ++c) sum[r][c] = V::zero();
   }
   for (int64_t t = 0; t < tile_count; ++t) {
@@ -53,13 +53,26 @@ static void sample_vectors(const BlockTile<typename V::Element>* tiles, int64_t 
   }
   SPARSEKERN_UNROLL(8)
   for (int r = 0; r < R; ++r) {
-    SPARSEKERN_UNROLL(2)
+    SPARSEKERN_UNROLL(8)
     for (int c = 0; c < C; ++c) {
       typename V::Element* g = gradient[c] + r * stride;
       V::store(g, accumulate ? V::add(V::load(g), sum[r][c]) : sum[r][c]);
     }
   }
 }
+
+template <int C>
+struct CountOf {
+  static constexpr int kCount = C;
+};
+
+// Vectors of inputs for R outputs: as many as make at least 8 sums, which hide the latency of the
+// multiply-add, and fit the registers.
+template <typename V, int R>
+constexpr int kSumVectors = V::kWidth >= 16 ? (R == 8   ? 2
+                                               : R == 1 ? 8
+                                                        : 4)
+                                            : (R == 4 ? 2 : 4);
 
 template <typename V, int R>
 static void sample_outputs(const BlockTile<typename V::Element>* tiles, int64_t tile_count,
@@ -71,12 +84,27 @@ static void sample_outputs(const BlockTile<typename V::Element>* tiles, int64_t 
   const auto target = [&](int64_t v) -> T* {
     return gradient + (v / per_block * out + output) * in + v % per_block * V::kWidth;
   };
+  const auto sample = [&](auto count_of, int64_t first) {
+    constexpr int C = decltype(count_of)::kCount;
+    int64_t numbers[C];
+    T* targets[C];
+    for (int c = 0; c < C; ++c) {
+      numbers[c] = number(first + c);
+      targets[c] = target(first + c);
+    }
+    sample_vectors<V, R, C>(tiles, tile_count, output, numbers, in, accumulate, targets);
+  };
+  constexpr int kMost = kSumVectors<V, R>;
   int64_t v = 0;
-  for (; v + 2 <= vectors; v += 2)
-    sample_vectors<V, R, 2>(tiles, tile_count, output, {number(v), number(v + 1)}, in, accumulate,
-                            {target(v), target(v + 1)});
-  if (v < vectors)
-    sample_vectors<V, R, 1>(tiles, tile_count, output, {number(v)}, in, accumulate, {target(v)});
+  for (; v + kMost <= vectors; v += kMost) sample(CountOf<kMost>(), v);
+  if constexpr (kMost > 4) {
+    if (v + 4 <= vectors) {
+      sample(CountOf<4>(), v);
+      v += 4;
+    }
+  }
+  for (; v + 2 <= vectors; v += 2) sample(CountOf<2>(), v);
+  if (v < vectors) sample(CountOf<1>(), v);
 }
 
 // R outputs from `output` on, and four inputs from `input` on, of which the block has at least one.
