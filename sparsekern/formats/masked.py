@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern._checks import check_mask, check_tensor
@@ -115,11 +114,7 @@ class MaskedFormat(SparseFormat):
             return csr.conv2d(
                 x, values, index, bias, kernel_size=size, probe=self._probe, **geometry
             )
-        weight = self.to_dense()
-        if self._probe is not None:
-            weight = weight + self._probe.view(self.shape)
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        return F.conv2d(x, weight, bias, **geometry)
+        return mask_ops.conv2d(x, self.weight, self.bits, bias, probe=self._probe, **geometry)
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:

@@ -2,6 +2,7 @@
 
 from sparsekern.ops.mask.bits import apply_, pack_bits, unpack_bits
 from sparsekern.ops.mask.block import block_any, block_sums, block_topk, expand_blocks
+from sparsekern.ops.mask.conv2d import conv2d
 from sparsekern.ops.mask.linear import linear
 from sparsekern.ops.mask.topk import topk
 
@@ -10,6 +11,7 @@ __all__ = [
     "block_any",
     "block_sums",
     "block_topk",
+    "conv2d",
     "expand_blocks",
     "linear",
     "pack_bits",
