@@ -65,7 +65,15 @@ def test_pytest_benchmark_runs_them() -> None:
 
 
 def test_known_suites() -> None:
-    assert list(SUITES) == ["linear", "block", "conv2d", "topology", "step", "train"]
+    assert list(SUITES) == [
+        "linear",
+        "block",
+        "conv2d",
+        "topology",
+        "step",
+        "never_slower",
+        "train",
+    ]
 
 
 def test_block_contenders_do_what_they_say() -> None:
