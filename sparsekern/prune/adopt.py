@@ -15,6 +15,7 @@ from sparsekern.patterns import UNSTRUCTURED, Block
 from sparsekern.prune.distributed import check_not_sharded
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Method
+from sparsekern.prune.select import check_format
 from sparsekern.prune.sparsify import LayerReport, SparsifyReport, find_targets, first_match
 
 TOLERANCE = 0.01  # relative, of a method's density against that of the model
@@ -137,6 +138,7 @@ def check_arguments(
         )
     if format == "auto":
         return
+    check_format(format, method.pattern)
     if FORMATS[format].master != "dense" and method.master == "dense":
         raise ValueError(
             f"Expected format to be auto or masked for {method.name}, which needs dense masters. "

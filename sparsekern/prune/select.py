@@ -18,6 +18,12 @@ def check_pattern(pattern: Pattern, name: str = "pattern") -> None:
         )
 
 
+def check_format(format: str, pattern: Pattern) -> None:
+    """Raises ValueError for blocks whose shape no one has said."""
+    if format == "bsr" and not isinstance(pattern, Block):
+        raise ValueError(f"Expected pattern to be Block(h, w) with format='bsr'. Got {pattern!r}.")
+
+
 def unit(pattern: Pattern) -> int:
     """How many weights are kept or dropped together."""
     return pattern.numel if isinstance(pattern, Block) else 1

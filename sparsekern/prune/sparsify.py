@@ -28,7 +28,7 @@ from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.masks import Given, given_masks
 from sparsekern.prune.report import LayerReport, SparsifyReport, Target, first_match
 from sparsekern.prune.scores import SCORES
-from sparsekern.prune.select import check_pattern, divided, select, unit
+from sparsekern.prune.select import check_format, check_pattern, divided, select, unit
 
 
 def find_targets(
@@ -207,6 +207,7 @@ def sparsify(
     if given is None:
         assert density is not None
         check_fraction(density, "density")
+        check_format(format, pattern)
         shapes = [target.shape for target in targets]
         counts = kept_counts(shapes, density, distribution, unit(pattern))
         masks = [

@@ -90,6 +90,17 @@ def test_masks_that_are_given() -> None:
     assert other[0].format.block_shape == (4, 4)
 
 
+def test_format_bsr_needs_blocks() -> None:
+    sentence = r"Expected pattern to be Block\(h, w\) with format='bsr'. Got Unstructured\(\)"
+    model = make_model()
+    with pytest.raises(ValueError, match=sentence):
+        sk.sparsify(model, 0.2, format="bsr")
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=sentence):
+        Pruner(model, opt, sk.prune.SET(density=0.2), total_steps=10, format="bsr")
+    assert type(model[0]) is nn.Linear
+
+
 def test_unknown_patterns() -> None:
     sentence = r"Expected pattern to be Unstructured\(\) or Block\(h, w\). Got Pattern\(\)"
     with pytest.raises(NotImplementedError, match=sentence):
