@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern.ops import Op, Sample, csr, mask
+from sparsekern.ops import Op, Sample, bsr, csr, mask
 from sparsekern.testing import all_tensors
 
 BATCH, ROWS, COLS, DENSITY = 128, 1024, 1024, 0.1
+BLOCK = 16
 
 CONVOLUTION = {"kernel_size": (3, 3), "padding": (1, 1)}
 IMAGES, CHANNELS, SIZE = 32, 64, 32
@@ -112,7 +113,51 @@ def _masked_norm(device: torch.device) -> tuple[Any, ...]:
     return grads, bits
 
 
+def _bsr_linear(device: torch.device) -> tuple[Any, ...]:
+    index = bsr.index_from_mask(_kept(device)[: ROWS // BLOCK, : COLS // BLOCK])
+    x = torch.randn(BATCH, COLS, device=device)
+    values = torch.randn(index.blocks, BLOCK, BLOCK, device=device)
+    return x, values, torch.randn(ROWS, device=device), None, *index
+
+
+def _bsr_linear_backward(device: torch.device) -> tuple[Any, ...]:
+    x, values, _, _, *index = _bsr_linear(device)
+    return torch.randn(BATCH, ROWS, device=device), x, values, *index, [True, True, True]
+
+
+def _bsr_conv2d(device: torch.device) -> Sample:
+    generator = torch.Generator().manual_seed(0)
+    shape = (CHANNELS // BLOCK, 9 * CHANNELS // BLOCK)
+    index = bsr.index_from_mask((torch.rand(shape, generator=generator) < DENSITY).to(device))
+    x = torch.randn(IMAGES, CHANNELS, SIZE, SIZE, device=device)
+    values = torch.randn(index.blocks, BLOCK, BLOCK, device=device)
+    bias = torch.randn(CHANNELS, device=device)
+    return Sample((x, values, bias, None, *index), "benchmark", CONVOLUTION)
+
+
+def _bsr_conv2d_backward(device: torch.device) -> Sample:
+    x, values, _, _, *index = _bsr_conv2d(device).args
+    args = (torch.randn_like(x), x, values, *index, [True, True, True])
+    return Sample(args, "benchmark", CONVOLUTION)
+
+
+def _bsr_to_dense(device: torch.device) -> tuple[Any, ...]:
+    _, values, _, _, crow, col, *_ = _bsr_linear(device)
+    return values, crow, col, COLS // BLOCK
+
+
+def _bsr_gather(device: torch.device) -> tuple[Any, ...]:
+    _, _, _, _, crow, col, *_ = _bsr_linear(device)
+    return torch.randn(ROWS, COLS, device=device), crow, col, BLOCK, BLOCK
+
+
 SAMPLES: dict[str, Maker] = {
+    "bsr_linear": _bsr_linear,
+    "bsr_linear_backward": _bsr_linear_backward,
+    "bsr_conv2d": _bsr_conv2d,
+    "bsr_conv2d_backward": _bsr_conv2d_backward,
+    "bsr_to_dense": _bsr_to_dense,
+    "bsr_gather": _bsr_gather,
     "csr_linear": _linear,
     "csr_linear_backward": _linear_backward,
     "csr_conv2d": _conv2d,

@@ -15,11 +15,12 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import conv2d, linear, never_slower, optimizer, roofline, step, topology, train
+from bench import block, conv2d, linear, never_slower, optimizer, roofline, step, topology, train
 from bench.record import ROOT, Recorder
 
 SUITES = {
     "linear": linear.run,
+    "block": block.run,
     "conv2d": conv2d.run,
     "topology": topology.run,
     "step": step.run,

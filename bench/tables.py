@@ -20,6 +20,10 @@ PICTURES = ROOT.parent / "docs"
 PAGES = (ROOT.parent / "README.md", PICTURES / "benchmarks.md")
 TITLES = {
     "sparsekern_csr": "**sparsekern**",
+    **{
+        f"sparsekern_bsr_{shape}": f"**sparsekern**, blocks of {shape.replace('x', ' x ')}"
+        for shape in ("4x4", "8x8", "16x16", "32x32", "1x16")
+    },
     "sparseprop": "sparseprop",
     "sparselab": "sparselab",
     "torch_csr": "torch CSR (no gradient)",
@@ -189,6 +193,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "main job": main_job,
     "linear": speedups("linear", "forward_backward"),
     "linear forward": speedups("linear", "forward"),
+    "block": speedups("block", "forward_backward"),
+    "block forward": speedups("block", "forward"),
     "conv2d": speedups("conv2d", "forward_backward"),
     "conv2d forward": speedups("conv2d", "forward"),
     "step sgd": speedups("step", "sgd"),

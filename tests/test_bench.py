@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from bench import conv2d, linear, optimizer, step, tables, topology
+from bench import block, conv2d, linear, optimizer, step, tables, topology
 from bench.kernel_samples import SAMPLES, sample
 from bench.record import Recorder
 from bench.run import SUITES
@@ -65,8 +65,46 @@ def test_pytest_benchmark_runs_them() -> None:
 
 
 def test_known_suites() -> None:
-    suites = ["linear", "conv2d", "topology", "step", "optimizer", "never_slower", "train"]
-    assert list(SUITES) == suites
+    assert list(SUITES) == [
+        "linear",
+        "block",
+        "conv2d",
+        "topology",
+        "step",
+        "optimizer",
+        "never_slower",
+        "train",
+    ]
+
+
+def test_block_contenders_do_what_they_say() -> None:
+    case = block.Case(3, 64, 128, 0.25)
+    layers = block.contenders(case)
+    assert list(layers)[:3] == ["dense", "dense_again", "sparsekern_csr"]
+    for shape in block.BLOCKS:
+        layer = layers[block.name_of(shape)]
+        assert layer.format.block_shape == shape
+        assert layer.density == pytest.approx(0.25)
+
+
+def test_block_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "SHAPES", ((2, 32, 64),))
+    recorder = Recorder(tmp_path, "green")
+    block.run(recorder, Console(quiet=True), 0.0)
+    rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
+    assert len(rows) == 3 * 2 * 8  # densities, passes, contenders
+    assert {row["pattern"] for row in rows} == {
+        "unstructured",
+        *("4x4", "8x8", "16x16", "32x32", "1x16"),
+    }
+    for row in rows:
+        dense = next(
+            r
+            for r in rows
+            if r["variant"] == "dense" and all(r[k] == row[k] for k in ("pass", "density"))
+        )
+        ratio = dense["p50_ms"] / row["p50_ms"]
+        assert row["speedup_over_dense"] == pytest.approx(ratio, rel=1e-2)
 
 
 def test_conv2d_compares_with_the_better_dense(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparsekern._checks import check_mask
 from sparsekern._extension import native
 from sparsekern._registry import Registry
+from sparsekern.patterns import UNSTRUCTURED, Pattern
 
 if TYPE_CHECKING:
     from sparsekern.formats.plan import LayerPlan
@@ -123,6 +124,15 @@ class SparseFormat(nn.Module, ABC):
     @abstractmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None) -> SparseFormat:
         """A new format that holds ``weight`` where ``mask`` (default: its non-zeros) is True."""
+
+    def like(self, weight: Tensor, mask: Tensor) -> SparseFormat:
+        """:meth:`from_dense` with what else this format was made with."""
+        return type(self).from_dense(weight, mask)
+
+    @property
+    def pattern(self) -> Pattern:
+        """What masks this format can hold."""
+        return UNSTRUCTURED
 
     @property
     @abstractmethod

@@ -163,24 +163,7 @@ class CsrFormat(SparseFormat):
                 raise ValueError(f"Expected {name} to follow from crow and col. Got another index.")
 
     def _broken_rows(self, crow: Tensor, col: Tensor, nnz: int) -> str | None:
-        rows, cols = self._matrix_shape()
-        if crow.dtype != torch.int32 or col.dtype != torch.int32:
-            return f"Expected crow and col to be torch.int32. Got {crow.dtype} and {col.dtype}."
-        if crow.shape != (rows + 1,) or col.shape != (nnz,):
-            return (
-                f"Expected crow to have {rows + 1} elements and col {nnz}. "
-                f"Got {tuple(crow.shape)} and {tuple(col.shape)}."
-            )
-        if int(crow[0]) != 0 or int(crow[-1]) != nnz or bool((crow[1:] < crow[:-1]).any()):
-            return f"Expected crow to rise from 0 to {nnz}. Got {int(crow[0])} to {int(crow[-1])}."
-        if nnz and not 0 <= int(col.min()) <= int(col.max()) < cols:
-            return f"Expected col to be in [0, {cols}). Got {int(col.min())} to {int(col.max())}."
-        falls = torch.nonzero(col[1:] <= col[:-1]).flatten() + 1
-        if not bool(torch.isin(falls, crow).all()):
-            return (
-                "Expected col to rise strictly within each row. Got repeated or unsorted columns."
-            )
-        return None
+        return broken_rows(crow, col, nnz, self._matrix_shape())
 
     def _refuse_content(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
         values = state_dict[prefix + "values"]
@@ -198,6 +181,26 @@ class CsrFormat(SparseFormat):
     def _finish_load(self) -> None:
         self._set_index(csr.build_index(self.crow, self.col, self._matrix_shape()[1], self._taps()))
         self._choose_variant()
+
+
+def broken_rows(crow: Tensor, col: Tensor, nnz: int, shape: tuple[int, int]) -> str | None:
+    """What is wrong with the compressed rows of a matrix, in one sentence, or None."""
+    rows, cols = shape
+    if crow.dtype != torch.int32 or col.dtype != torch.int32:
+        return f"Expected crow and col to be torch.int32. Got {crow.dtype} and {col.dtype}."
+    if crow.shape != (rows + 1,) or col.shape != (nnz,):
+        return (
+            f"Expected crow to have {rows + 1} elements and col {nnz}. "
+            f"Got {tuple(crow.shape)} and {tuple(col.shape)}."
+        )
+    if int(crow[0]) != 0 or int(crow[-1]) != nnz or bool((crow[1:] < crow[:-1]).any()):
+        return f"Expected crow to rise from 0 to {nnz}. Got {int(crow[0])} to {int(crow[-1])}."
+    if nnz and not 0 <= int(col.min()) <= int(col.max()) < cols:
+        return f"Expected col to be in [0, {cols}). Got {int(col.min())} to {int(col.max())}."
+    falls = torch.nonzero(col[1:] <= col[:-1]).flatten() + 1
+    if not bool(torch.isin(falls, crow).all()):
+        return "Expected col to rise strictly within each row. Got repeated or unsorted columns."
+    return None
 
 
 FORMATS.add(CsrFormat.name, CsrFormat)

@@ -17,10 +17,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern.formats.base import SparseFormat
+from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 
 # PERF: densities up to which csr beats a dense layer forward + backward, batch 128 and up
 # (bench/results). Shapes, and so memory, follow from this rule, never from a clock.
 CSR_DENSITY = {"cpu": 0.25, "cuda": 0.02}
+# PERF: the same for blocks of at least LEAST_BLOCK weights; blocks of 16 x 16 at density 0.5 take
+# about a third of a dense layer's time, forward + backward (Zen 5).
+BSR_DENSITY = {"cpu": 0.5}
+LEAST_BLOCK = 16
 
 
 def csr_pays(density: float, device: torch.device) -> bool:
@@ -28,14 +33,28 @@ def csr_pays(density: float, device: torch.device) -> bool:
     return density <= CSR_DENSITY.get(device.type, 0.0)
 
 
-def choose_format(density: float, device: torch.device, master: str = "compact") -> str:
-    """Name of the format that ``format="auto"`` means: ``csr`` where it pays, else ``masked``.
+def bsr_pays(density: float, device: torch.device, pattern: Pattern) -> bool:
+    """Whether masks are made of blocks, and these large and few enough for the bsr kernels."""
+    blocks = isinstance(pattern, Block) and pattern.numel >= LEAST_BLOCK
+    return blocks and density <= BSR_DENSITY.get(device.type, 0.0)
+
+
+def choose_format(
+    density: float,
+    device: torch.device,
+    master: str = "compact",
+    pattern: Pattern = UNSTRUCTURED,
+) -> str:
+    """Name of the format that ``format="auto"`` means: ``bsr`` for a pattern of blocks and ``csr``
+    for others where they pay, else ``masked``.
 
     Methods that need a dense master (``master="dense"``) always get ``masked``, whose kernel
     follows the same rule (:func:`choose_kernel`).
     """
     if master == "dense":
         return "masked"
+    if bsr_pays(density, device, pattern):
+        return "bsr"
     return "csr" if csr_pays(density, device) else "masked"
 
 
@@ -47,11 +66,11 @@ def choose_kernel(density: float, device: torch.device) -> str:
 def rule_in_words(format: SparseFormat) -> str:
     """Why a format runs what it runs when nothing was measured: the rule, or what was asked for."""
     device = format.parameter.device
-    limit = CSR_DENSITY.get(device.type, 0.0)
-    text = f"rule: csr up to density {limit:g} on {device.type}"
+    name, limits = ("bsr", BSR_DENSITY) if format.name == "bsr" else ("csr", CSR_DENSITY)
+    text = f"rule: {name} up to density {limits.get(device.type, 0.0):g} on {device.type}"
     if format.variant != "auto":
         return f"asked for; {text}"
-    if format.name != choose_format(format.density, device, format.master):
+    if format.name != choose_format(format.density, device, format.master, format.pattern):
         return f"format {format.name} was asked for; {text}"
     return f"{text}; the master is dense" if format.master == "dense" else text
 

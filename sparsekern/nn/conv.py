@@ -13,8 +13,7 @@ from sparsekern._checks import check_fraction, check_positive, check_weight_dtyp
 from sparsekern.formats import SparseFormat
 from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
-from sparsekern.nn.layer import SparseLayer, format_class, format_from_dense
-from sparsekern.ops import mask as mask_ops
+from sparsekern.nn.layer import SparseLayer, build_stored, format_from_dense, select
 from sparsekern.ops.csr.conv2d import check_geometry
 
 Size = int | tuple[int, ...]
@@ -30,7 +29,9 @@ class SparseConv2d(SparseLayer):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode: as of :class:`torch.nn.Conv2d`.
         density: fraction of weights kept, in [0, 1], at random positions.
-        format: "auto" (the rule of :func:`sparsekern.formats.choose_format`), "csr" or "masked".
+        format: "auto" (the rule of :func:`sparsekern.formats.choose_format`), "csr", "bsr" or
+            "masked".
+        block_shape: ``(h, w)`` to keep whole blocks of outputs by inputs; "bsr" needs it.
         init: "dense" (torch's own) or "sparse_fan_in" (filters rescaled to their real fan-in).
         generator: source of the random mask and weights; None is torch's global one.
 
@@ -60,6 +61,7 @@ class SparseConv2d(SparseLayer):
         padding_mode: str = "zeros",
         density: float = 0.1,
         format: str = "auto",
+        block_shape: tuple[int, int] | None = None,
         init: str = "dense",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
@@ -86,10 +88,10 @@ class SparseConv2d(SparseLayer):
         offset = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
         dense_linear_(weight, offset, generator)
         scores = torch.rand(shape, generator=generator, device=weight.device)
-        mask = mask_ops.topk(scores, round(density * weight.numel()))
+        mask = select(scores, density, format, block_shape)
         if init == "sparse_fan_in":
             sparse_fan_in_(weight, mask)
-        self._build(format_class(format, mask).from_dense(weight, mask), offset, geometry)
+        self._build(build_stored(weight, mask, format, block_shape), offset, geometry)
 
     def _build(self, format: SparseFormat, bias: Tensor | None, geometry: dict[str, Any]) -> None:
         super().__init__()
@@ -126,19 +128,23 @@ class SparseConv2d(SparseLayer):
         *,
         mask: Tensor | None = None,
         format: str = "auto",
+        block_shape: tuple[int, int] | None = None,
     ) -> SparseConv2d:
         """A sparse copy of a dense layer; ``conv`` itself is left alone.
 
         Give ``mask`` (bool, True = kept), or ``density`` to keep the weights of largest magnitude;
-        with neither, the non-zero weights are kept.
+        with neither, the non-zero weights are kept. ``block_shape`` ``(h, w)`` keeps whole
+        blocks of outputs by inputs, those of largest sum; a mask must then be made of them. With
+        ``format="bsr"`` and no ``block_shape``, it is the largest square that a mask is made of.
 
         Raises:
             TypeError, ValueError: not a Conv2d; a density outside of [0, 1]; a mask of another
-                shape or dtype; both given; an unknown format.
+                shape or dtype; both given; an unknown format; blocks that do not divide the weight,
+                or that the mask keeps in part.
         """
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"Expected conv to be a torch.nn.Conv2d. Got {type(conv).__name__}.")
-        stored = format_from_dense(conv.weight.detach(), density, mask, format)
+        stored = format_from_dense(conv.weight.detach(), density, mask, format, block_shape)
         bias = None if conv.bias is None else conv.bias.detach().clone()
         return cls.from_format(stored, conv, bias).train(conv.training)
 

@@ -7,16 +7,16 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from sparsekern._checks import check_model
-from sparsekern.formats import FORMATS, SparseFormat, choose_format
+from sparsekern.formats import SparseFormat
 from sparsekern.nn.channels import remove_channels as cut_channels
 from sparsekern.nn.conv import SparseConv2d
-from sparsekern.nn.layer import SparseLayer
+from sparsekern.nn.layer import SparseLayer, build_stored
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
+from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 
 CALL_HOOKS = (  # what torch.nn.Module keeps of hooks on calls
     "_forward_hooks",
@@ -50,6 +50,7 @@ def to_sparse(
     *,
     format: str = "auto",
     master: str = "compact",
+    pattern: Pattern = UNSTRUCTURED,
 ) -> SparseFormat:
     """Replaces dense layers that share one weight by sparse ones, in place.
 
@@ -62,23 +63,32 @@ def to_sparse(
         mask: bool, shaped like the layers' ``weight``, True = kept.
         format: "auto" or a format's name.
         master: "compact" or "dense", what ``format="auto"`` may choose from.
+        pattern: what the mask is made of.
 
     Returns:
         The format, shared by all named layers.
     """
-    stored = build_format(model.get_submodule(names[0]), mask, format=format, master=master)
+    stored = build_format(
+        model.get_submodule(names[0]), mask, format=format, master=master, pattern=pattern
+    )
     install(model, names, stored)
     return stored
 
 
-def build_format(dense: nn.Module, mask: Tensor, *, format: str, master: str) -> SparseFormat:
+def build_format(
+    dense: nn.Module,
+    mask: Tensor,
+    *,
+    format: str,
+    master: str,
+    pattern: Pattern = UNSTRUCTURED,
+) -> SparseFormat:
     """What a dense layer's weight becomes (arguments of :func:`to_sparse`); changes nothing."""
     parameter = dense.weight
     assert isinstance(parameter, nn.Parameter)
-    if format == "auto":
-        density = int(torch.count_nonzero(mask)) / max(mask.numel(), 1)
-        format = choose_format(density, parameter.device, master)
-    return FORMATS[format].from_dense(as_stored(dense, parameter.detach()), as_stored(dense, mask))
+    weight, mask = as_stored(dense, parameter.detach()), as_stored(dense, mask)
+    block_shape = pattern.shape if isinstance(pattern, Block) else None
+    return build_stored(weight, mask, format, block_shape, master)
 
 
 def as_stored(module: nn.Module, tensor: Tensor) -> Tensor:

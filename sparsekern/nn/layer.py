@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern._checks import check_fraction, check_mask
-from sparsekern.formats import FORMATS, SparseFormat, TopologyChange, choose_format
+from sparsekern.formats import FORMATS, BsrFormat, SparseFormat, TopologyChange, choose_format
+from sparsekern.ops import bsr
 from sparsekern.ops import mask as mask_ops
+from sparsekern.patterns import UNSTRUCTURED, Block
 
 Layer = TypeVar("Layer", bound="SparseLayer")
 
@@ -90,16 +92,20 @@ class SparseLayer(nn.Module):
                 f"Got {tuple(dense.shape)}."
             )
             return
-        masked = type(self.format).from_dense(dense.to(self.format.parameter), self.mask())
+        masked = self.format.like(dense.to(self.format.parameter), self.mask())
         stored: Mapping[str, Tensor] = masked.state_dict()
         state_dict.update({f"{prefix}format.{key}": value for key, value in stored.items()})
 
 
 def format_from_dense(
-    weight: Tensor, density: float | None, mask: Tensor | None, format: str
+    weight: Tensor,
+    density: float | None,
+    mask: Tensor | None,
+    format: str,
+    block_shape: tuple[int, int] | None = None,
 ) -> SparseFormat:
     """A format of a dense weight: with a mask, with the largest ``density`` of it, or with what is
-    not zero.
+    not zero; of whole blocks if ``block_shape`` is given.
 
     Raises:
         TypeError, ValueError: a density outside of [0, 1]; a mask of another shape or dtype; both
@@ -109,17 +115,54 @@ def format_from_dense(
         raise ValueError("Expected density or mask, not both. Got both.")
     if density is not None:
         check_fraction(density, "density")
-        mask = mask_ops.topk(weight.abs().float(), round(density * weight.numel()))
+        mask = select(weight.abs().float(), density, format, block_shape)
     elif mask is None:
         mask = weight != 0
     check_mask(mask, tuple(weight.shape), weight.device)
-    return format_class(format, mask).from_dense(weight, mask)
+    return build_stored(weight, mask, format, block_shape)
 
 
-def format_class(name: str, mask: Tensor) -> type[SparseFormat]:
-    """The format of that name; "auto" follows the fixed rule."""
-    if name == "auto":
+def select(
+    scores: Tensor, density: float, format: str, block_shape: tuple[int, int] | None
+) -> Tensor:
+    """The mask of the weights, or of the blocks, of highest score."""
+    if block_shape is None:
+        if format == "bsr":
+            raise ValueError(
+                "Expected block_shape with format='bsr' and a density, for example (16, 16). "
+                "Got None."
+            )
+        return mask_ops.topk(scores, round(density * scores.numel()))
+    block = block_pattern(block_shape)
+    block.check_divides(tuple(scores.shape))
+    return mask_ops.block_topk(scores, round(density * scores.numel() / block.numel), block.shape)
+
+
+def build_stored(
+    weight: Tensor,
+    mask: Tensor,
+    format: str,
+    block_shape: tuple[int, int] | None,
+    master: str = "compact",
+) -> SparseFormat:
+    """The format of that name; "auto" follows the fixed rule. With ``block_shape`` the mask must
+    keep or drop whole blocks, whatever the format."""
+    pattern = UNSTRUCTURED if block_shape is None else block_pattern(block_shape)
+    if format == "auto":
         numel = mask.numel()
         density = int(torch.count_nonzero(mask)) / numel if numel else 1.0
-        name = choose_format(density, mask.device)
-    return FORMATS[name]
+        format = choose_format(density, mask.device, master, pattern)
+    if not isinstance(pattern, Block):
+        return FORMATS[format].from_dense(weight, mask)
+    pattern.check_divides(tuple(weight.shape))
+    if format == "bsr":
+        return BsrFormat.from_dense(weight, mask, block_shape=pattern.shape)
+    bsr.block_mask(bsr.as_matrix(mask), pattern.shape)
+    return FORMATS[format].from_dense(weight, mask)
+
+
+def block_pattern(block_shape: object) -> Block:
+    """The pattern of blocks of that shape. Raises TypeError or ValueError for anything else."""
+    if not isinstance(block_shape, (tuple, list)) or len(block_shape) != 2:
+        raise TypeError(f"Expected block_shape to be two integers. Got {block_shape!r}.")
+    return Block(*block_shape)

@@ -11,8 +11,7 @@ from sparsekern._checks import check_fraction, check_positive, check_weight_dtyp
 from sparsekern.formats import SparseFormat
 from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
-from sparsekern.nn.layer import SparseLayer, format_class, format_from_dense
-from sparsekern.ops import mask as mask_ops
+from sparsekern.nn.layer import SparseLayer, build_stored, format_from_dense, select
 
 
 class SparseLinear(SparseLayer):
@@ -24,7 +23,9 @@ class SparseLinear(SparseLayer):
         in_features, out_features: sizes, at least 1.
         bias: whether a bias is learned.
         density: fraction of weights kept, in [0, 1], at random positions.
-        format: "auto" (the rule of :func:`sparsekern.formats.choose_format`), "csr" or "masked".
+        format: "auto" (the rule of :func:`sparsekern.formats.choose_format`), "csr", "bsr" or
+            "masked".
+        block_shape: ``(h, w)`` to keep whole blocks of outputs by inputs; "bsr" needs it.
         init: "dense" (torch's own) or "sparse_fan_in" (rows rescaled to their real fan-in).
         generator: source of the random mask and weights; None is torch's global one.
 
@@ -43,6 +44,7 @@ class SparseLinear(SparseLayer):
         *,
         density: float = 0.1,
         format: str = "auto",
+        block_shape: tuple[int, int] | None = None,
         init: str = "dense",
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
@@ -58,10 +60,10 @@ class SparseLinear(SparseLayer):
         offset = torch.empty(out_features, device=device, dtype=dtype) if bias else None
         dense_linear_(weight, offset, generator)
         scores = torch.rand(weight.shape, generator=generator, device=weight.device)
-        mask = mask_ops.topk(scores, round(density * weight.numel()))
+        mask = select(scores, density, format, block_shape)
         if init == "sparse_fan_in":
             sparse_fan_in_(weight, mask)
-        self._build(format_class(format, mask).from_dense(weight, mask), offset)
+        self._build(build_stored(weight, mask, format, block_shape), offset)
 
     def _build(self, format: SparseFormat, bias: Tensor | None) -> None:
         super().__init__()
@@ -83,21 +85,25 @@ class SparseLinear(SparseLayer):
         *,
         mask: Tensor | None = None,
         format: str = "auto",
+        block_shape: tuple[int, int] | None = None,
     ) -> SparseLinear:
         """A sparse copy of a dense layer; ``linear`` itself is left alone.
 
         Give ``mask`` (bool, True = kept), or ``density`` to keep the weights of largest magnitude;
-        with neither, the non-zero weights are kept.
+        with neither, the non-zero weights are kept. ``block_shape`` ``(h, w)`` keeps whole
+        blocks of outputs by inputs, those of largest sum; a mask must then be made of them. With
+        ``format="bsr"`` and no ``block_shape``, it is the largest square that a mask is made of.
 
         Raises:
             TypeError, ValueError: not a Linear; a density outside of [0, 1]; a mask of another
-                shape or dtype; both given; an unknown format.
+                shape or dtype; both given; an unknown format; blocks that do not divide the weight,
+                or that the mask keeps in part.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(
                 f"Expected linear to be a torch.nn.Linear. Got {type(linear).__name__}."
             )
-        stored = format_from_dense(linear.weight.detach(), density, mask, format)
+        stored = format_from_dense(linear.weight.detach(), density, mask, format, block_shape)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         layer = cls.from_format(stored, bias)
         return layer.train(linear.training)

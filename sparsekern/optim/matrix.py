@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from sparsekern._registry import Registry
 from sparsekern.formats import FORMATS, SparseFormat, choose_format
+from sparsekern.patterns import UNSTRUCTURED, Pattern
 
 # Class name (or that of a base class) -> what it does with matrices. Add your own:
 # ``sk.optim.MATRIX_OPTIMIZERS.add("MyOptimizer", "factors the second moment")``.
@@ -71,6 +72,7 @@ def check_conversion(
     weights: Mapping[str, tuple[nn.Parameter, int]],
     format: str,
     master: str = "compact",
+    pattern: Pattern = UNSTRUCTURED,
 ) -> None:
     """The check of :func:`check_optimizer` before dense weights become sparse.
 
@@ -79,10 +81,11 @@ def check_conversion(
         weights: each by name, with how many of its elements will be kept.
         format: "auto" or a format's name.
         master: "compact" or "dense", what ``format="auto"`` may choose from.
+        pattern: what masks are made of.
     """
     compact = {}
     for name, (weight, kept) in weights.items():
-        rule = choose_format(kept / max(weight.numel(), 1), weight.device, master)
+        rule = choose_format(kept / max(weight.numel(), 1), weight.device, master, pattern)
         if FORMATS[rule if format == "auto" else format].master == "compact":
             compact[name] = weight
     check_compact(optimizer, compact)

@@ -10,9 +10,12 @@ from torch.optim import Optimizer
 from sparsekern._checks import check_model, check_positive
 from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn.layer import SparseLayer
+from sparsekern.ops import bsr
+from sparsekern.patterns import UNSTRUCTURED, Block
 from sparsekern.prune.distributed import check_not_sharded
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Method
+from sparsekern.prune.select import check_format
 from sparsekern.prune.sparsify import LayerReport, SparsifyReport, find_targets, first_match
 
 TOLERANCE = 0.01  # relative, of a method's density against that of the model
@@ -77,6 +80,14 @@ def _check_format(name: str, stored: SparseFormat, method: Method, format: str) 
             f"Expected {name} to have a dense master, which {method.name} needs. Got "
             f"format {stored.name!r}: give the Pruner the dense model instead."
         )
+    if stored.pattern not in (UNSTRUCTURED, method.pattern):
+        raise ValueError(
+            f"Expected pattern of {method.name} to be that of {name}, {stored.pattern!r}, which is "
+            f"sparse already. Got {method.pattern!r}."
+        )
+    if isinstance(method.pattern, Block):
+        method.pattern.check_divides(stored.shape)
+        bsr.block_mask(bsr.as_matrix(stored.mask()), method.pattern.shape)
     if format not in ("auto", stored.name):
         raise ValueError(
             f"Expected format to be auto or {stored.name!r}, that of {name}, which is sparse "
@@ -127,6 +138,7 @@ def check_arguments(
         )
     if format == "auto":
         return
+    check_format(format, method.pattern)
     if FORMATS[format].master != "dense" and method.master == "dense":
         raise ValueError(
             f"Expected format to be auto or masked for {method.name}, which needs dense masters. "

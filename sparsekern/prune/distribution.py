@@ -63,15 +63,18 @@ for _name, _function in (("uniform", uniform), ("er", er), ("erk", erk)):
     DISTRIBUTIONS.add(_name, _function)
 
 
-def kept_counts(shapes: list[Shape], density: float, distribution: str = "erk") -> list[int]:
-    """Kept weights per layer; their sum is ``round(density * total)``.
+def kept_counts(
+    shapes: list[Shape], density: float, distribution: str = "erk", unit: int = 1
+) -> list[int]:
+    """Kept weights per layer; their sum is ``round(density * total)``, in units of ``unit`` weights
+    (a block).
 
     Fractions are rounded by largest remainder. Above density 0 no layer becomes empty: one weight
     is taken from the largest layer for each that would, and the sum is larger where there are not
-    enough, one weight a layer.
+    enough, one unit a layer.
     """
     check_fraction(density, "density")
-    sizes = [math.prod(shape) for shape in shapes]
+    sizes = [math.prod(shape) // unit for shape in shapes]
     if not sizes:
         return []
     wanted = [
@@ -85,11 +88,15 @@ def kept_counts(shapes: list[Shape], density: float, distribution: str = "erk") 
             if missing > 0 and counts[i] < sizes[i]:
                 counts[i] += 1
                 missing -= 1
-    if density == 0.0:
-        return counts
+    if density > 0.0:
+        _fill_empty(counts, sizes)
+    return [count * unit for count in counts]
+
+
+def _fill_empty(counts: list[int], sizes: list[int]) -> None:
+    """One unit for each layer that has none, taken from the largest."""
     for i, count in enumerate(counts):
         if count == 0 and sizes[i] > 0:
             donor = max(range(len(sizes)), key=lambda j: counts[j])
             counts[donor] -= counts[donor] > 1
             counts[i] = 1
-    return counts

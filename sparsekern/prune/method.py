@@ -13,9 +13,10 @@ from sparsekern._checks import check_fraction
 from sparsekern._registry import Registry
 from sparsekern.formats import SparseFormat
 from sparsekern.ops import mask as mask_ops
-from sparsekern.patterns import UNSTRUCTURED, Pattern, Unstructured
+from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 from sparsekern.prune.distribution import DISTRIBUTIONS
 from sparsekern.prune.scores import SCORES
+from sparsekern.prune.select import check_pattern
 
 METHODS: Registry[type[Method]] = Registry("method")
 
@@ -73,7 +74,8 @@ class Method(ABC):
     Args:
         density: fraction of weights kept at the end, over the converted layers, in [0, 1].
         distribution: how it is spread over layers: "uniform", "er" or "erk".
-        pattern: what masks may look like.
+        pattern: what masks may look like. ``Block(h, w)``: whole blocks are dropped and grown, by
+            the sums of their scores.
     """
 
     name: ClassVar[str]
@@ -82,6 +84,7 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # of {"dense_grad"}
     optimizer_steps_on_update: ClassVar[bool] = True
     initial_score: ClassVar[str] = "random"  # which weights are kept at the start
+    regrows: ClassVar[bool] = True  # whether an update may grow again what it has dropped
     min_steps: ClassVar[int] = 1  # steps of the shortest run that ends at ``density``
 
     density: float = 0.1
@@ -91,10 +94,7 @@ class Method(ABC):
     def __post_init__(self) -> None:
         check_fraction(self.density, "density")
         _ = DISTRIBUTIONS[self.distribution], SCORES[self.initial_score]
-        if not isinstance(self.pattern, Unstructured):
-            raise NotImplementedError(
-                f"Expected pattern of {self.name} to be Unstructured(). Got {self.pattern!r}."
-            )
+        check_pattern(self.pattern, f"pattern of {self.name}")
 
     @abstractmethod
     def is_update(self, clock: Clock) -> bool:
@@ -127,9 +127,31 @@ class Method(ABC):
     def update(self, layer: Layer, clock: Clock) -> Tensor:
         """The new mask of one layer, composed of the answers above."""
         kept_count, grown_count = self.counts(layer, clock)
+        if isinstance(self.pattern, Block):
+            return self._update_blocks(layer, kept_count, grown_count, self.pattern)
         mask = layer.mask()
         kept = mask.clone()
         kept[mask] = self.keep(layer, kept_count)
         if grown_count == 0:
             return kept
         return kept | self.grow(layer, grown_count, ~kept)
+
+    def _update_blocks(
+        self, layer: Layer, kept_count: int, grown_count: int, block: Block
+    ) -> Tensor:
+        """The same for whole blocks, of which as many stay as hold ``kept_count`` weights, rounded
+        up, and as many in all as before if the counts say so."""
+        mask = layer.mask()
+        active = mask_ops.block_any(mask, block.shape)
+        kept_blocks = -(-kept_count // block.numel)
+        total = (kept_count + grown_count) // block.numel
+        drop = self.drop_scores(layer)
+        scores = torch.zeros(mask.shape, dtype=drop.dtype, device=mask.device)
+        scores[mask] = drop
+        sums = mask_ops.block_sums(scores, block.shape)
+        kept = mask_ops.topk(sums, kept_blocks, active)
+        if total > kept_blocks:
+            allowed = ~kept if self.regrows else ~active
+            grow = mask_ops.block_sums(self.grow_scores(layer), block.shape)
+            kept = kept | mask_ops.topk(grow, total - kept_blocks, allowed)
+        return mask_ops.expand_blocks(kept, block.shape, tuple(mask.shape))

@@ -12,20 +12,17 @@ from torch.optim import Optimizer
 
 from sparsekern._checks import check_seed, check_texts
 from sparsekern.formats import (
-    CsrFormat,
     FormatBytes,
     MaskedFormat,
     SparseFormat,
     choose_format,
 )
 from sparsekern.nn.convert import sparse_layers
-from sparsekern.nn.layer import SparseLayer
-from sparsekern.ops import csr
-from sparsekern.ops import mask as mask_ops
-from sparsekern.ops.csr import CsrIndex
+from sparsekern.nn.layer import SparseLayer, build_stored
 from sparsekern.optim.masked import keeps_zeros
 from sparsekern.optim.matrix import check_compact, check_conversion
 from sparsekern.optim.state import check_holds, move_state, reset_state, state_bytes
+from sparsekern.patterns import Block
 from sparsekern.prune.adopt import adopt, check_arguments
 from sparsekern.prune.distributed import (
     agree_on_topology,
@@ -38,6 +35,7 @@ from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Clock, Layer, Method
 from sparsekern.prune.saved import check_state
 from sparsekern.prune.scores import SCORES
+from sparsekern.prune.select import divided, select, unit
 from sparsekern.prune.sparsify import (
     LayerReport,
     SparsifyReport,
@@ -123,25 +121,33 @@ class Pruner:
     def _convert_dense(self, exclude: Sequence[str], format: str) -> list[Layer]:
         """Makes a dense model sparse as the method starts."""
         targets, left_dense = find_targets(self.model, exclude)
+        targets, not_divided = divided(self.model, targets, self.method.pattern)
+        left_dense += not_divided
         if not targets:
             raise ValueError("Expected a model with Linear or Conv2d layers to prune. Got none.")
         check_holds(self.optimizer, {target.names[0]: target.weight for target in targets})
         method = self.method
-        final = kept_counts([t.shape for t in targets], method.density, method.distribution)
+        shapes, step = [target.shape for target in targets], unit(method.pattern)
+        final = kept_counts(shapes, method.density, method.distribution, step)
         sizes = [target.weight.numel() for target in targets]
         start = [method.initial_nnz(*each) for each in zip(final, sizes, strict=True)]
         weights = {t.names[0]: (t.weight, n) for t, n in zip(targets, start, strict=True)}
-        check_conversion(self.optimizer, weights, format, method.master)
+        check_conversion(self.optimizer, weights, format, method.master, method.pattern)
 
         def initial_mask(i: int, target: Target) -> Tensor:
             weight = target.weight.detach()
             scores = SCORES[method.initial_score](weight, self.generator)
-            return from_rank_zero(mask_ops.topk(scores, start[i]))
+            return from_rank_zero(select(self.model, target, scores, start[i], method.pattern))
 
         parameters = [target.weight for target in targets]
         kept_sparse = self.report.left_dense
         self.report, formats = convert(
-            self.model, targets, initial_mask, format=format, master=method.master
+            self.model,
+            targets,
+            initial_mask,
+            format=format,
+            master=method.master,
+            pattern=method.pattern,
         )
         self.report.left_dense = kept_sparse + left_dense
         note_reasons(self.model, self.report)
@@ -278,7 +284,8 @@ class Pruner:
 
     @torch.no_grad()
     def compact(self) -> list[LayerReport]:
-        """Turns dense masters into compact rows where they pay, for a final phase of fixed masks.
+        """Turns dense masters into compact rows or blocks where they pay, for a final phase of
+        fixed masks.
 
         Parameter objects stay, their gradients are cleared and their optimiser state moves along.
         Layers that the rule of :func:`sparsekern.formats.choose_format` keeps dense are left.
@@ -304,13 +311,11 @@ class Pruner:
             stored = module.format
             # NOTE: the rule decides, not what runs now: that may have been measured, and timing
             # decides no shape.
-            pays = choose_format(stored.density, stored.parameter.device) == "csr"
-            if not isinstance(stored, MaskedFormat) or not pays:
+            pattern = self.method.pattern
+            kind = choose_format(stored.density, stored.parameter.device, pattern=pattern)
+            if not isinstance(stored, MaskedFormat) or kind == "masked":
                 continue
-            index = stored.index
-            compact = self._compact_one(
-                stored, csr.index_from_mask(stored.mask()) if index is None else index
-            )
+            compact = self._compact_one(stored, kind)
             for other in self.model.modules():
                 if isinstance(other, SparseLayer) and other.format is stored:
                     other.format = compact
@@ -322,16 +327,16 @@ class Pruner:
             )
         return changed
 
-    def _compact_one(self, stored: MaskedFormat, index: CsrIndex) -> CsrFormat:
-        parameter = stored.weight
-        values = csr.gather(parameter.detach().flatten(1), index.crow, index.col)
+    def _compact_one(self, stored: MaskedFormat, kind: str) -> SparseFormat:
+        parameter, mask, pattern = stored.weight, stored.mask(), self.method.pattern
+        block_shape = pattern.shape if isinstance(pattern, Block) else None
+        compact = build_stored(parameter.detach(), mask, kind, block_shape)
         state = self.optimizer.state.get(parameter, {})
         moved = {
-            key: csr.gather(value.flatten(1), index.crow, index.col)
+            key: build_stored(value, mask, kind, block_shape).parameter.data
             for key, value in state.items()
             if isinstance(value, Tensor) and value.shape == parameter.shape
         }
-        compact = CsrFormat(values, index, stored.shape)
         compact.adopt(parameter)
         state.update(moved)
         return compact

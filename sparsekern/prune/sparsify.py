@@ -22,13 +22,13 @@ from sparsekern.nn.convert import (
 )
 from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.tune import tune
-from sparsekern.ops import mask as mask_ops
-from sparsekern.patterns import UNSTRUCTURED, Pattern, Unstructured
+from sparsekern.patterns import UNSTRUCTURED, Pattern
 from sparsekern.prune.distributed import check_not_sharded
 from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.masks import Given, given_masks
 from sparsekern.prune.report import LayerReport, SparsifyReport, Target, first_match
-from sparsekern.prune.scores import SCORES, Score
+from sparsekern.prune.scores import SCORES
+from sparsekern.prune.select import check_format, check_pattern, divided, select, unit
 
 
 def find_targets(
@@ -114,6 +114,7 @@ def convert(
     *,
     format: str,
     master: str = "compact",
+    pattern: Pattern = UNSTRUCTURED,
 ) -> tuple[SparsifyReport, list[tuple[Target, SparseFormat]]]:
     """Replaces the targets by sparse layers, in place; the last step of every conversion.
 
@@ -138,7 +139,7 @@ def convert(
             row = LayerReport(target.names, shape, "dense", nnz, numel, "all weights kept")
         else:
             dense = model.get_submodule(target.names[0])
-            stored = build_format(dense, mask, format=format, master=master)
+            stored = build_format(dense, mask, format=format, master=master, pattern=pattern)
             formats.append((target, stored))
             row = LayerReport(target.names, shape, stored.name, nnz, numel)
         report.layers.append(row)
@@ -169,7 +170,8 @@ def sparsify(
             has zeros, make it fast") and takes the masks of ``torch.nn.utils.prune``, whose
             reparametrisation is removed; or a dict of bool tensors, shaped like the weights, by the
             names of layers: the others stay dense.
-        pattern: what masks may look like; only ``Unstructured()`` so far.
+        pattern: what masks may look like: ``Unstructured()``, or ``Block(h, w)``, which keeps the
+            blocks of largest sum of scores. Layers that the blocks do not divide stay dense.
         distribution: "uniform", "er" or "erk": how the density is spread over layers.
         score: "magnitude" or "random": which weights are kept.
         exclude: names of layers to leave dense, as ``fnmatch`` patterns.
@@ -190,6 +192,8 @@ def sparsify(
     _check_choices(density, mask, pattern)
     scores = SCORES[score]
     targets, left_dense = find_targets(model, exclude)
+    targets, not_divided = divided(model, targets, pattern)
+    left_dense += not_divided
     given = None
     if mask is not None:
         given = given_masks(model, mask, targets, left_dense, exclude)
@@ -201,31 +205,23 @@ def sparsify(
             f"{', the model is sparse already' if already else ''}."
         )
     if given is None:
-        given = Given(targets, _scored_masks(targets, scores, density, distribution, generator))
-    report, _ = convert(model, targets, given.mask, format=format)
+        assert density is not None
+        check_fraction(density, "density")
+        check_format(format, pattern)
+        shapes = [target.shape for target in targets]
+        counts = kept_counts(shapes, density, distribution, unit(pattern))
+        masks = [
+            select(model, target, scores(target.weight.detach(), generator), count, pattern)
+            for target, count in zip(targets, counts, strict=True)
+        ]
+        given = Given(targets, masks)
+    report, _ = convert(model, targets, given.mask, format=format, pattern=pattern)
     given.note(report.layers)
     report.left_dense = left_dense
     note_reasons(model, report)
     if example is not None and any(row.format != "dense" for row in report.layers):
         report.plan = tune(model, example, training=training)
     return report
-
-
-def _scored_masks(
-    targets: list[Target],
-    scores: Score,
-    density: float | None,
-    distribution: str,
-    generator: torch.Generator | None,
-) -> list[Tensor]:
-    """The weights of highest score."""
-    assert density is not None
-    check_fraction(density, "density")
-    counts = kept_counts([target.shape for target in targets], density, distribution)
-    return [
-        mask_ops.topk(scores(target.weight.detach(), generator), count)
-        for target, count in zip(targets, counts, strict=True)
-    ]
 
 
 def note_reasons(model: nn.Module, report: SparsifyReport) -> None:
@@ -240,8 +236,7 @@ def _check_choices(
     density: float | None, mask: str | Mapping[str, Tensor] | None, pattern: Pattern
 ) -> None:
     """Refuses arguments of :func:`sparsify` that contradict each other."""
-    if not isinstance(pattern, Unstructured):
-        raise NotImplementedError(f"Expected pattern to be Unstructured(). Got {pattern!r}.")
+    check_pattern(pattern)
     if (density is None) == (mask is None):
         got = "a dict" if isinstance(mask, Mapping) else describe(mask)
         raise ValueError(

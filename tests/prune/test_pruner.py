@@ -344,7 +344,7 @@ def test_exclude_is_a_list_of_texts(exclude: object, sentence: str) -> None:
         (
             {"format": ["csr"]},
             ValueError,
-            r"Expected format to be one of csr, masked.* Got \['csr'",
+            r"Expected format to be one of bsr, csr, masked.* Got \['csr'",
         ),
     ],
 )

@@ -1,11 +1,15 @@
 // Instantiates the scalar body: any processor; float and double. CMakeLists.txt gives this file its
 // own flags.
+#include "block_kernels.h"
 #include "kernels.h"
 #include "update_kernels.h"
 #include "vec_scalar.h"
 
 namespace sparsekern::scalar {
 
+#include "bsr_sddmm.inl"
+#include "bsr_spmm.inl"
+#include "bsr_table.inl"
 #include "convolve.inl"
 #include "dot.inl"
 #include "masked_adamw.inl"
@@ -25,5 +29,7 @@ const PanelKernels<float> kFloatKernels = panel_kernels<VecOf<float>>();
 const PanelKernels<double> kDoubleKernels = panel_kernels<VecOf<double>>();
 const UpdateKernels kFloatUpdateKernels = update_table<VecOf<float>>();
 const UpdateKernels kDoubleUpdateKernels = update_table<VecOf<double>>();
+const BlockKernels<float> kFloatBlockKernels = block_kernels<VecOf<float>>();
+const BlockKernels<double> kDoubleBlockKernels = block_kernels<VecOf<double>>();
 
 }  // namespace sparsekern::scalar

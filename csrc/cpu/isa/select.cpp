@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "block_kernels.h"
 #include "kernels.h"
 #include "update_kernels.h"
 
@@ -55,6 +56,16 @@ const UpdateKernels& update_kernels(Dtype dtype) {
 #endif
   return scalar::kFloatUpdateKernels;
 }
+
+const BlockKernels<float>& float_block_kernels() {
+#if defined(SPARSEKERN_HAVE_X86_BODIES)
+  if (kIsa == Isa::kAvx512) return avx512::kFloatBlockKernels;
+  if (kIsa == Isa::kAvx2) return avx2::kFloatBlockKernels;
+#endif
+  return scalar::kFloatBlockKernels;
+}
+
+const BlockKernels<double>& double_block_kernels() { return scalar::kDoubleBlockKernels; }
 
 const PeakKernels& peak_kernels() {
 #if defined(SPARSEKERN_HAVE_X86_BODIES)

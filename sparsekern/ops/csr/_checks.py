@@ -38,9 +38,10 @@ def check_operands(
     probe: Tensor | None,
     matrix: tuple[int, int],
     index: dict[str, Tensor],
+    block: tuple[int, ...] = (),
 ) -> None:
     """What every layer op asks of its tensors, beside the shape of ``x``; ``matrix`` is the shape
-    of the weight as a matrix."""
+    of the weight as a matrix, ``block`` that of one entry of ``values``."""
     check_dtype(x, "x", ACTIVATION_DTYPES)
     check_dtype(values, "values", VALUE_DTYPES)
     if (x.dtype == torch.float64) != (values.dtype == torch.float64):
@@ -50,7 +51,7 @@ def check_operands(
         )
     device, col = values.device, index["col"]
     check_device(x, "x", device, "values")
-    check_shape(values, "values", col.shape)
+    check_shape(values, "values", (*col.shape, *block))
     if bias is not None:
         check_shape(bias, "bias", matrix[:1])
         check_dtype(bias, "bias", (values.dtype,))

@@ -1,8 +1,20 @@
 """Masks: selecting, packing and applying them."""
 
 from sparsekern.ops.mask.bits import apply_, pack_bits, unpack_bits
+from sparsekern.ops.mask.block import block_any, block_sums, block_topk, expand_blocks
 from sparsekern.ops.mask.conv2d import conv2d
 from sparsekern.ops.mask.linear import linear
 from sparsekern.ops.mask.topk import topk
 
-__all__ = ["apply_", "conv2d", "linear", "pack_bits", "topk", "unpack_bits"]
+__all__ = [
+    "apply_",
+    "block_any",
+    "block_sums",
+    "block_topk",
+    "conv2d",
+    "expand_blocks",
+    "linear",
+    "pack_bits",
+    "topk",
+    "unpack_bits",
+]

@@ -35,10 +35,12 @@ class SET(Method):
     connectivity, 2018, algorithm 2.
     Differences from the authors' code: the routine called SET in several repositories keeps only
     the most negative weights; here negative weights are treated as the paper says. Just-dropped
-    positions are not grown again in the same update.
+    positions are not grown again in the same update. Blocks have no sign: those of
+    smallest ``sum |w|`` are dropped.
     """
 
     name: ClassVar[str] = "set"
+    regrows: ClassVar[bool] = False
 
     update_every: int = 100
     drop_fraction: float = 0.3
