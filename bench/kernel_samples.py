@@ -81,6 +81,17 @@ def _to_dense(device: torch.device) -> tuple[Any, ...]:
     return torch.randn(col.shape, device=device), crow, col, COLS
 
 
+def _rebuild(device: torch.device) -> tuple[Any, ...]:
+    kept = _kept(device)
+    return *csr.index_from_mask(kept), kept.flip(0), COLS, 1
+
+
+def _move(device: torch.device) -> tuple[Any, ...]:
+    old, new = _rows(device), _rows(device, seed=1)
+    positions = csr.position_map(*new, *old)
+    return torch.randn(positions.shape, device=device), positions.clamp(max=positions.numel() - 1)
+
+
 SAMPLES: dict[str, Maker] = {
     "csr_linear": _linear,
     "csr_linear_backward": _linear_backward,
@@ -90,11 +101,18 @@ SAMPLES: dict[str, Maker] = {
     "csr_transpose": lambda device: (*_rows(device), COLS),
     "csr_panel_starts": lambda device: (*_rows(device), COLS),
     "csr_position_map": lambda device: (*_rows(device), *_rows(device, seed=1)),
+    "csr_rebuild_": _rebuild,
+    "csr_move_": _move,
     "csr_to_dense": _to_dense,
     "csr_gather": lambda device: (torch.randn(ROWS, COLS, device=device), *_rows(device)),
     "mask_linear": _mask_linear,
     "mask_linear_backward": _mask_linear_backward,
     "mask_topk": lambda device: (
+        torch.randn(ROWS, COLS, device=device),
+        int(DENSITY * ROWS * COLS),
+        None,
+    ),
+    "mask_topk_bits": lambda device: (
         torch.randn(ROWS, COLS, device=device),
         int(DENSITY * ROWS * COLS),
         None,

@@ -80,7 +80,17 @@ SMALL = [
 def _call(op: Op, variant: str, sample: Sample, args: list[Any]) -> tuple[Tensor, ...]:
     options = {"variant": variant} if op.variants else {}
     result = op(*args, **sample.kwargs, **options)
-    return (args[0],) if _mutates(op) else tensors(result)
+    return _outputs(op, args, result)
+
+
+def _outputs(op: Op, args: list[Any], result: Any) -> tuple[Tensor, ...]:
+    """What an op returns, behind the arguments that it writes into."""
+    written = [
+        value
+        for value, argument in zip(args, op.overload._schema.arguments, strict=False)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return (*written, *(() if result is None else tensors(result)))
 
 
 def _skip_unsupported(op: Op, variant: str, sample: Sample) -> None:
@@ -91,8 +101,7 @@ def _skip_unsupported(op: Op, variant: str, sample: Sample) -> None:
 
 
 def _reference(op: Op, sample: Sample, args: list[Any]) -> tuple[Tensor, ...]:
-    result = op.reference(*args, **sample.kwargs)
-    return (args[0],) if _mutates(op) else tensors(result)
+    return _outputs(op, args, op.reference(*args, **sample.kwargs))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -211,8 +220,10 @@ def test_compiled_equals_eager(op: Op, sample: Sample, backend: str) -> None:
     compiled = torch.compile(call, fullgraph=True, backend=backend)
     if _mutates(op):
         eager_args, compiled_args = leaves(sample.args, False), leaves(sample.args, False)
-        call(*eager_args, **sample.kwargs), compiled(*compiled_args, **sample.kwargs)
-        assert torch.equal(_bits(eager_args[0]), _bits(compiled_args[0]))
+        eager = _outputs(op, eager_args, call(*eager_args, **sample.kwargs))
+        result = _outputs(op, compiled_args, compiled(*compiled_args, **sample.kwargs))
+        for a, b in zip(eager, result, strict=True):
+            assert torch.equal(_bits(a), _bits(b))
         return
     if not differentiable:
         eager = tensors(call(*sample.args, **sample.kwargs))
@@ -279,7 +290,7 @@ def test_no_gradient_says_why(name: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_isa_of_this_machine(isa: str) -> None:
-    """The oracle tests of the layer ops again, with the vector body forced, in another process.
+    """The oracle tests of all ops with vector bodies again, each body in a process of its own.
 
     A body that this processor cannot run is unconfirmed here and skipped by name.
     """
@@ -294,7 +305,8 @@ def test_every_isa_of_this_machine(isa: str) -> None:
     if "Expected SPARSEKERN_ISA to name an instruction set of this machine" in probe.stderr:
         pytest.skip(f"{isa}: unconfirmed, this processor does not have it")
     layers = "(csr_linear and panel or csr_conv2d and patch)"
-    selection = f"{layers} and not every_isa and not gradcheck and not compiled"
+    masks = "(mask_topk or mask_pack_bits or csr_from_mask or csr_rebuild)"
+    selection = f"({layers} or {masks}) and not every_isa and not gradcheck and not compiled"
     command = [
         sys.executable,
         "-m",

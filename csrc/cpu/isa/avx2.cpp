@@ -1,9 +1,11 @@
 // Instantiates the AVX2 + FMA + F16C body. CMakeLists.txt gives this file its own flags.
 #include "kernels.h"
+#include "mask_kernels.h"
 #include "vec_avx2.h"
 
 namespace sparsekern::avx2 {
 
+#include "bits.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
@@ -14,5 +16,6 @@ namespace sparsekern::avx2 {
 
 const PeakKernels kPeakKernels = {peak_flops<Vec, false>, peak_flops<Vec, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<Vec>();
+const MaskKernels<float> kFloatMaskKernels = mask_bodies<Vec>();
 
 }  // namespace sparsekern::avx2

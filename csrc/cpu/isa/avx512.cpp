@@ -1,9 +1,11 @@
 // Instantiates the AVX-512 (F, BW, VL, DQ) body. CMakeLists.txt gives this file its own flags.
 #include "kernels.h"
+#include "mask_kernels.h"
 #include "vec_avx512.h"
 
 namespace sparsekern::avx512 {
 
+#include "bits.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
@@ -14,5 +16,6 @@ namespace sparsekern::avx512 {
 
 const PeakKernels kPeakKernels = {peak_flops<Vec, false>, peak_flops<Vec, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<Vec>();
+const MaskKernels<float> kFloatMaskKernels = mask_bodies<Vec>();
 
 }  // namespace sparsekern::avx512

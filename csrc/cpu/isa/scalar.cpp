@@ -1,10 +1,12 @@
 // Instantiates the scalar body: any processor; float and double. CMakeLists.txt gives this file its
 // own flags.
 #include "kernels.h"
+#include "mask_kernels.h"
 #include "vec_scalar.h"
 
 namespace sparsekern::scalar {
 
+#include "bits.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
@@ -16,5 +18,7 @@ namespace sparsekern::scalar {
 const PeakKernels kPeakKernels = {peak_flops<VecOf<float>, false>, peak_flops<VecOf<float>, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<VecOf<float>>();
 const PanelKernels<double> kDoubleKernels = panel_kernels<VecOf<double>>();
+const MaskKernels<float> kFloatMaskKernels = mask_bodies<VecOf<float>>();
+const MaskKernels<double> kDoubleMaskKernels = mask_bodies<VecOf<double>>();
 
 }  // namespace sparsekern::scalar

@@ -61,6 +61,18 @@ struct Vec {
   }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  // Bit i: whether lane i of `a` is above that of `b`, or at least that; never for NaN.
+  static SPARSEKERN_INLINE uint64_t above(Reg a, Reg b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+  }
+  static SPARSEKERN_INLINE uint64_t at_least(Reg a, Reg b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+  }
+  // Bit i: whether byte i of 64 is not zero.
+  static SPARSEKERN_INLINE uint64_t nonzero_bytes(const uint8_t* p) {
+    const __m512i bytes = _mm512_loadu_si512(p);
+    return _mm512_test_epi8_mask(bytes, bytes);
+  }
 
   // 16 x 16 transpose: pairs, quadruples, then 128-bit lanes twice.
   static SPARSEKERN_INLINE void transpose(Reg* r) {

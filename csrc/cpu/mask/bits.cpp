@@ -8,9 +8,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../../common/ceil_div.h"
 #include "../../common/check.h"
-#include "../parallel.h"
+#include "../output.h"
+#include "words.h"
 
 namespace sparsekern {
 namespace {
@@ -26,30 +26,24 @@ Tensor mask_pack_bits_cpu(Tensor mask) {
   Tensor bits = torch::stable::empty({ceil_div(numel, 8)}, ScalarType::Byte);
   const uint8_t* flags = static_cast<const uint8_t*>(source.data_ptr());
   uint8_t* bytes = static_cast<uint8_t*>(bits.mutable_data_ptr());
-  parallel_range(bits.numel(), [&](int64_t begin, int64_t end) {
-    for (int64_t byte = begin; byte < end; ++byte) {
-      unsigned value = 0;
-      const int64_t count = std::min<int64_t>(8, numel - 8 * byte);
-      for (int64_t i = 0; i < count; ++i) value |= unsigned(flags[8 * byte + i] != 0) << i;
-      bytes[byte] = uint8_t(value);
-    }
+  parallel_tasks(ceil_div(numel, kPiece), numel, [&](int64_t piece, int64_t) {
+    uint64_t words[kPiece / 64];
+    const int64_t begin = piece * kPiece, count = std::min(kPiece, numel - begin);
+    float_mask_kernels().bits_of_bytes(flags + begin, count, words);
+    std::memcpy(bytes + begin / 8, words, size_t(ceil_div(count, 8)));
   });
   return bits;
 }
 
 Tensor mask_unpack_bits_cpu(Tensor bits, std::vector<int64_t> shape) {
-  Tensor mask = torch::stable::empty(shape, ScalarType::Bool);
+  Tensor mask = empty_output(shape, ScalarType::Bool);
   const int64_t numel = mask.numel();
   SPARSEKERN_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous() &&
                        bits.numel() == ceil_div(numel, 8),
                    "Expected bits to be ", ceil_div(numel, 8), " contiguous bytes. Got ",
                    bits.numel(), " elements.");
-  const uint8_t* bytes = static_cast<const uint8_t*>(bits.data_ptr());
-  uint8_t* flags = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  parallel_range(bits.numel(), [&](int64_t begin, int64_t end) {
-    for (int64_t i = 8 * begin; i < std::min(numel, 8 * end); ++i)
-      flags[i] = (bytes[i / 8] >> (i % 8)) & 1u;
-  });
+  bytes_of_bits(static_cast<const uint8_t*>(bits.data_ptr()), numel,
+                static_cast<uint8_t*>(mask.mutable_data_ptr()));
   return mask;
 }
 

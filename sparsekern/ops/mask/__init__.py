@@ -2,6 +2,6 @@
 
 from sparsekern.ops.mask.bits import apply_, pack_bits, unpack_bits
 from sparsekern.ops.mask.linear import linear
-from sparsekern.ops.mask.topk import topk
+from sparsekern.ops.mask.topk import topk, topk_bits
 
-__all__ = ["apply_", "linear", "pack_bits", "topk", "unpack_bits"]
+__all__ = ["apply_", "linear", "pack_bits", "topk", "topk_bits", "unpack_bits"]
