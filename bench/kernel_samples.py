@@ -118,6 +118,7 @@ SAMPLES: dict[str, Maker] = {
         None,
     ),
     "mask_pack_bits": lambda device: (_kept(device),),
+    "mask_count": lambda device: (_kept(device),),
     "mask_unpack_bits": lambda device: (mask.pack_bits(_kept(device)), [ROWS, COLS]),
     "mask_apply_": lambda device: (
         torch.randn(ROWS, COLS, device=device),

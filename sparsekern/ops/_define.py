@@ -67,6 +67,7 @@ class Op:
     cost: Callable[..., Cost]
     deterministic: bool
     function: type[torch.autograd.Function] | None
+    written: tuple[int, ...]  # arguments that it changes in place, so that autograd must know
 
     def __call__(self, *args: Any, variant: str = "auto", **kwargs: Any) -> Any:
         self.check(*args, **kwargs)
@@ -85,7 +86,10 @@ class Op:
 
     def _run(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self.function is None or torch.compiler.is_compiling():
-            return self.overload(*args, **options)
+            result = self.overload(*args, **options)
+            if self.written and not torch.compiler.is_compiling():
+                torch.autograd.graph.increment_version([args[i] for i in self.written])
+            return result
         if _transforming():
             if any(_is_tracked(value) for value in args):
                 raise NotImplementedError(
@@ -164,6 +168,11 @@ def define_op(
         cost=cost,
         deterministic=deterministic,
         function=function,
+        written=tuple(
+            i
+            for i, argument in enumerate(overload._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ),
     )
     return OPS.add(name, op)
 

@@ -30,11 +30,10 @@ def move_state(optimizer: Optimizer, parameter: nn.Parameter, change: TopologyCh
         if value.numel() != old_numel:
             left.append(key)
             continue
-        moved = change.move(value)
-        if moved.shape == value.shape:
-            value.copy_(moved)
+        if value.numel() == parameter.numel():
+            change.move_(value)
         else:
-            state[key] = moved
+            state[key] = change.move(value)
     return left
 
 

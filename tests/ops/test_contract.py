@@ -35,7 +35,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _mutates(op: Op) -> bool:
-    return op.name.endswith("_")
+    assert bool(op.written) == op.name.endswith("_")
+    return bool(op.written)
 
 
 def _takes(op: Op, dtype: torch.dtype, device: torch.device) -> bool:
@@ -85,11 +86,7 @@ def _call(op: Op, variant: str, sample: Sample, args: list[Any]) -> tuple[Tensor
 
 def _outputs(op: Op, args: list[Any], result: Any) -> tuple[Tensor, ...]:
     """What an op returns, behind the arguments that it writes into."""
-    written = [
-        value
-        for value, argument in zip(args, op.overload._schema.arguments, strict=False)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
+    written = [args[i] for i in op.written]
     return (*written, *(() if result is None else tensors(result)))
 
 
@@ -235,6 +232,16 @@ def test_compiled_equals_eager(op: Op, sample: Sample, backend: str) -> None:
             assert torch.equal(_bits(a), _bits(b))
     for a, b in zip(eager, result, strict=True):
         assert torch.equal(_bits(a), _bits(b))
+
+
+@pytest.mark.parametrize("name", [n for n in OPS if OPS[n].written])
+def test_writing_is_noticed_by_autograd(name: str) -> None:
+    """A backward pass that saved a tensor refuses it once an op has changed it in place."""
+    op = OPS[name]
+    args = leaves(next(iter(op.samples(torch.device("cpu"), torch.float32))).args, False)
+    before = [args[i]._version for i in op.written]
+    op(*args)
+    assert all(args[i]._version > v for i, v in zip(op.written, before, strict=True))
 
 
 ERRORS = [

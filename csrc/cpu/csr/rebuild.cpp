@@ -7,6 +7,7 @@
 // Contract   sparsekern/ops/csr/rebuild.py; layout of the panel starts: panel_starts.h.
 #include <torch/csrc/stable/library.h>
 
+#include "../../common/inline.h"
 #include "mask_rows.h"
 #include "panel_starts.h"
 
@@ -73,8 +74,9 @@ class Rebuild {
     }
   }
 
+  template <bool kOneTap>
   void run() {
-    mask_.for_each_row([&](int64_t r, int64_t slot) { row(r, rows_[size_t(slot)]); });
+    mask_.for_each_row([&](int64_t r, int64_t slot) { row<kOneTap>(r, rows_[size_t(slot)]); });
     out_.crow_t[0] = 0;
     for (int64_t list = 0; list < s_.lists(); ++list) {
       int32_t count = 0;
@@ -82,16 +84,12 @@ class Rebuild {
       out_.crow_t[list + 1] = out_.crow_t[list] + count;
     }
     const int64_t nnz = out_.crow[s_.rows];
-    parallel_tasks(s_.panels, nnz, [&](int64_t p, int64_t slot) {
-      if (s_.taps == 1) {
-        sort_panel<true>(p, next_[size_t(slot)]);
-      } else {
-        sort_panel<false>(p, next_[size_t(slot)]);
-      }
-    });
+    parallel_tasks(s_.panels, nnz,
+                   [&](int64_t p, int64_t slot) { sort_panel<kOneTap>(p, next_[size_t(slot)]); });
   }
 
  private:
+  template <bool kOneTap>
   void row(int64_t r, const RowScratch& own) const {
     // SAFETY: a thread's rows rise, so what an earlier row left in `position` is below `first`.
     const int32_t first = old_.crow[r], last = old_.crow[r + 1];
@@ -104,8 +102,9 @@ class Rebuild {
     for (int32_t j = 0; j < count; ++j) {
       const int32_t c = own.columns[j], position = own.position[c];
       col[j] = c;
-      positions[j] = position >= first ? position : -1;
-      ++own.counts[list_of_[c]];
+      // PERF: -1 by a mask; a branch would be mispredicted for every grown weight.
+      positions[j] = position | -int32_t(position < first);
+      ++own.counts[kOneTap ? c : list_of_[c]];
     }
     for (int64_t p = 0; p < s_.panels; ++p) out_.starts[p * s_.rows + r] = begin + own.starts[p];
     out_.starts[s_.panels * s_.rows + r] = begin + count;
@@ -125,6 +124,10 @@ class Rebuild {
         std::copy_n(next, last - first, out_.starts_t + q * s_.lists() + first);
       const int64_t last_row = std::min(s_.rows, (q + 1) * s_.panel_t);
       for (int64_t r = q * s_.panel_t; r < last_row; ++r) {
+        // PERF: the parts of neighbouring rows are too far apart for the hardware to fetch ahead.
+        const int32_t ahead = begin[std::min(r + 8, s_.rows - 1)];
+        SPARSEKERN_PREFETCH(out_.col + ahead);
+        SPARSEKERN_PREFETCH(out_.col + ahead + 16);
         for (int32_t j = begin[r]; j < end[r]; ++j) {
           const int32_t c = out_.col[j], list = kOneTap ? c : list_of_[c];
           const int32_t target = next[list - first]++;
@@ -198,7 +201,12 @@ Tensor csr_rebuild_cpu(Tensor crow, Tensor col, Tensor starts, Tensor crow_t, Te
     out.starts = scratch.take<int32_t>((shape.panels + 1) * rows);
     out.starts_t = nullptr;
   }
-  Rebuild(shape, kept, old, out, scratch).run();
+  Rebuild rebuild(shape, kept, old, out, scratch);
+  if (taps == 1) {
+    rebuild.run<true>();
+  } else {
+    rebuild.run<false>();
+  }
   if (panels) {
     write_tail(g, out.starts);
     write_tail(g_t, out.starts_t);

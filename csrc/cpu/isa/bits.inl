@@ -81,16 +81,17 @@ struct Bits {
       before[i] = int32_t(next - col);
       const int32_t base = int32_t(64 * i - shift);
       const int count = __builtin_popcountll(word);
-      // PERF: four at a time, of which up to three may be too many and are written over; a branch
-      // for each entry costs twice as much at density 0.2.
+      // PERF: always four, of which those that are too many are written over: a branch for each
+      // entry, or for an empty word, costs more than it saves.
       int32_t* target = next;
-      for (int j = 0; j < count; j += 4) {
+      int left = count;
+      do {
         SPARSEKERN_UNROLL(4)
         for (int k = 0; k < 4; ++k) {
           *target++ = base + first_bit(word | uint64_t(1) << 63);
           word &= word - 1;
         }
-      }
+      } while ((left -= 4) > 0);
       next += count;
     });
     for (int64_t p = 0, column = 0; column < row.cols; ++p, column += panel) {

@@ -8,7 +8,7 @@ from sparsekern.ops.csr.linear import linear
 from sparsekern.ops.csr.move import move_
 from sparsekern.ops.csr.panel_starts import panel_starts
 from sparsekern.ops.csr.position_map import position_map
-from sparsekern.ops.csr.rebuild import rebuild_, rebuild_from_bits_
+from sparsekern.ops.csr.rebuild import rebuild_
 from sparsekern.ops.csr.transpose import transpose
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "panel_starts",
     "position_map",
     "rebuild_",
-    "rebuild_from_bits_",
     "to_dense",
     "transpose",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ rebuild_op = define_op(
 )
 
 
-def rebuild_(index: CsrIndex, mask: Tensor) -> Tensor:
+def rebuild_(index: CsrIndex, mask: Tensor, shape: Sequence[int]) -> Tensor:
     """``index = index_from_mask(mask)`` in place; returns where its entries were before.
 
     ``map[j]`` is the position in the old index of the entry at position ``j`` of the new one, or
@@ -134,7 +134,8 @@ def rebuild_(index: CsrIndex, mask: Tensor) -> Tensor:
 
     Args:
         index: of a mask with as many entries, contiguous tensors.
-        mask: bool ``[O, I]``, or ``[O, I / groups, kh, kw]`` of a convolution, any strides.
+        mask: bool, any strides, or uint8 as :func:`sparsekern.ops.mask.pack_bits` packs it.
+        shape: of the mask: ``(O, I)``, or ``(O, I / groups, kh, kw)`` of a convolution.
 
     Returns:
         ``[nnz]`` int32. Per-weight state moves by :func:`move_`.
@@ -146,27 +147,4 @@ def rebuild_(index: CsrIndex, mask: Tensor) -> Tensor:
     Gradients: none. Deterministic, for any number of threads. Cost: one read of the mask and of the
     old columns, one write of the index and of the map.
     """
-    check_tensor(mask, "mask")
-    taps = math.prod(mask.shape[2:])
-    return rebuild_op(*index, mask, math.prod(mask.shape[1:]), taps)
-
-
-def rebuild_from_bits_(index: CsrIndex, bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """:func:`rebuild_` from a packed mask.
-
-    Args:
-        index: of a mask with as many entries, contiguous tensors.
-        bits: uint8 ``[ceil(numel / 8)]`` as :func:`sparsekern.ops.mask.pack_bits` packs them.
-        shape: of the mask.
-
-    Returns:
-        ``[nnz]`` int32.
-
-    Raises:
-        TypeError, ValueError: shapes, dtypes or devices that do not fit.
-        RuntimeError: the mask has another number of bits set than the index has entries.
-
-    Gradients: none. Deterministic, for any number of threads. Cost: one read of the bits and of the
-    old columns, one write of the index and of the map.
-    """
-    return rebuild_op(*index, bits, math.prod(shape[1:]), math.prod(shape[2:]))
+    return rebuild_op(*index, mask, math.prod(shape[1:]), math.prod(shape[2:]))

@@ -1,7 +1,7 @@
 """Masks: selecting, packing and applying them."""
 
-from sparsekern.ops.mask.bits import apply_, pack_bits, unpack_bits
+from sparsekern.ops.mask.bits import apply_, count, pack_bits, unpack_bits
 from sparsekern.ops.mask.linear import linear
 from sparsekern.ops.mask.topk import topk, topk_bits
 
-__all__ = ["apply_", "linear", "pack_bits", "topk", "topk_bits", "unpack_bits"]
+__all__ = ["apply_", "count", "linear", "pack_bits", "topk", "topk_bits", "unpack_bits"]
