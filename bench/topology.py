@@ -1,9 +1,9 @@
 """Suite `topology`: a change of a layer's topology, over one training step of that layer.
 
-The change starts from given scores: the mask of the largest as bits, the index of the new mask in both
-directions, the values in their new places, and optimiser state that moves along. It is compared
-with forward, backward and optimiser step of the same layer at batch 128, and with those of its
-dense twin, in the same run. Each change drops and grows about three weights in ten.
+The change starts from given scores: the mask of the largest as bits, the index of the new mask in
+both directions, the values in their new places, and optimiser state that moves along. It is
+compared with forward, backward and optimiser step of the same layer at batch 128, and with those of
+its dense twin, in the same run. Each change drops and grows about three weights in ten.
 """
 
 from __future__ import annotations

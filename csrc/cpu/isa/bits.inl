@@ -80,19 +80,8 @@ struct Bits {
     for_each_word(row, [&](int64_t i, uint64_t word) {
       before[i] = int32_t(next - col);
       const int32_t base = int32_t(64 * i - shift);
-      const int count = __builtin_popcountll(word);
-      // PERF: always four, of which those that are too many are written over: a branch for each
-      // entry, or for an empty word, costs more than it saves.
-      int32_t* target = next;
-      int left = count;
-      do {
-        SPARSEKERN_UNROLL(4)
-        for (int k = 0; k < 4; ++k) {
-          *target++ = base + first_bit(word | uint64_t(1) << 63);
-          word &= word - 1;
-        }
-      } while ((left -= 4) > 0);
-      next += count;
+      write_columns(word, base, next);
+      next += __builtin_popcountll(word);
     });
     for (int64_t p = 0, column = 0; column < row.cols; ++p, column += panel) {
       const int64_t bit = shift + column;
@@ -102,7 +91,52 @@ struct Bits {
     }
   }
 
+  // Quarters change places, then the quarters of each quarter, down to single bits.
+  static void transpose(uint64_t* block) {
+    swap_quarters<32>(block, 0x00000000ffffffffu);
+    swap_quarters<16>(block, 0x0000ffff0000ffffu);
+    swap_quarters<8>(block, 0x00ff00ff00ff00ffu);
+    swap_quarters<4>(block, 0x0f0f0f0f0f0f0f0fu);
+    swap_quarters<2>(block, 0x3333333333333333u);
+    swap_quarters<1>(block, 0x5555555555555555u);
+  }
+
  private:
+  // base + i for every set bit i, and up to kSpareColumns more that mean nothing.
+  static SPARSEKERN_INLINE void write_columns(uint64_t word, int32_t base, int32_t* target) {
+    int left = __builtin_popcountll(word);
+    if constexpr (V::kCompresses) {
+      if (left > 8) {
+        SPARSEKERN_UNROLL(4)
+        for (int i = 0; i < 64; i += 16) {
+          const uint32_t bits = uint32_t(word >> i) & 0xffffu;
+          V::compress(bits, base + i, target);
+          target += __builtin_popcount(bits);
+        }
+        return;
+      }
+    }
+    // PERF: always four; a branch for each entry, or for an empty word, costs more than it saves.
+    do {
+      SPARSEKERN_UNROLL(4)
+      for (int i = 0; i < 4; ++i) {
+        *target++ = base + first_bit(word | uint64_t(1) << 63);
+        word &= word - 1;
+      }
+    } while ((left -= 4) > 0);
+  }
+
+  template <int kSize>
+  static SPARSEKERN_INLINE void swap_quarters(uint64_t* block, uint64_t low) {
+    for (int begin = 0; begin < 64; begin += 2 * kSize) {
+      for (int i = begin; i < begin + kSize; ++i) {
+        const uint64_t differ = ((block[i] >> kSize) ^ block[i + kSize]) & low;
+        block[i] ^= differ << kSize;
+        block[i + kSize] ^= differ;
+      }
+    }
+  }
+
   // Word i of those that a row touches, without the bits of its neighbours.
   static SPARSEKERN_INLINE uint64_t masked_word(const RowBits& row, int64_t i) {
     const int64_t shift = row.first % 64, end = shift + row.cols;

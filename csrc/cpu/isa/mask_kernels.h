@@ -24,7 +24,7 @@ struct RowBits {
   int64_t first, cols;
 };
 
-constexpr int64_t kSpareColumns = 4;  // what `columns` may write behind the last column
+constexpr int64_t kSpareColumns = 16;  // what `columns` may write behind the last column
 
 template <typename T>
 struct MaskKernels {
@@ -41,6 +41,8 @@ struct MaskKernels {
   // p * panel < cols. `before` is scratch for cols / 64 + 2 elements.
   void (*columns)(const RowBits& row, int64_t panel, int32_t* before, int32_t* col,
                   int32_t* starts);
+  // 64 x 64 bits in place: bit i of block[j] becomes bit j of block[i].
+  void (*transpose)(uint64_t* block);
 };
 
 const MaskKernels<float>& float_mask_kernels();

@@ -24,5 +24,6 @@ constexpr MaskKernels<typename V::Element> mask_bodies() {
   table.bits_of_bytes = Bits<V>::bits_of_bytes;
   table.count = Bits<V>::count;
   table.columns = Bits<V>::columns;
+  table.transpose = Bits<V>::transpose;
   return table;
 }

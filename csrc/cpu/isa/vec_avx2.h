@@ -70,6 +70,7 @@ struct Vec {
   static SPARSEKERN_INLINE uint64_t at_least(Reg a, Reg b) {
     return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
   }
+  static constexpr bool kCompresses = false;
   // Bit i: whether byte i of 64 is not zero.
   static SPARSEKERN_INLINE uint64_t nonzero_bytes(const uint8_t* p) {
     return uint64_t(nonzero_half(p)) | uint64_t(nonzero_half(p + 32)) << 32;

@@ -75,6 +75,7 @@ struct VecOf {
     for (int i = 0; i < kWidth; ++i) bits |= uint64_t(a.lane[i] >= b.lane[i]) << i;
     return bits;
   }
+  static constexpr bool kCompresses = false;
   // Bit i: whether byte i of 64 is not zero.
   static SPARSEKERN_INLINE uint64_t nonzero_bytes(const uint8_t* p) {
     uint64_t bits = 0;
