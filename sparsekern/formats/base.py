@@ -153,8 +153,12 @@ class SparseFormat(nn.Module, ABC):
         """The weight with zeros, exact and differentiable."""
 
     @abstractmethod
-    def mask(self) -> Tensor:
-        """Which weights are kept: bool of the weight's shape."""
+    def mask(self, among: Tensor | None = None) -> Tensor:
+        """Which weights are kept: bool of the weight's shape.
+
+        ``among`` (bool ``[nnz]``, in the order of :meth:`active_values`) leaves only those of the
+        kept weights for which it is True.
+        """
 
     @abstractmethod
     def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:

@@ -110,9 +110,10 @@ class CsrFormat(SparseFormat):
             self.shape
         )
 
-    def mask(self) -> Tensor:
-        ones = torch.ones(self.nnz, dtype=torch.bool, device=self.col.device)
-        return csr.to_dense(ones, self.crow, self.col, self._matrix_shape()[1]).view(self.shape)
+    def mask(self, among: Tensor | None = None) -> Tensor:
+        if among is None:
+            among = torch.ones(self.nnz, dtype=torch.bool, device=self.col.device)
+        return csr.to_dense(among, self.crow, self.col, self._matrix_shape()[1]).view(self.shape)
 
     def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
         return self.values.detach() if dense_or_parameter is None else dense_or_parameter

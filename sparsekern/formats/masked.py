@@ -93,8 +93,9 @@ class MaskedFormat(SparseFormat):
     def to_dense(self) -> Tensor:
         return self.weight * self.mask()
 
-    def mask(self) -> Tensor:
-        return mask_ops.unpack_bits(self.bits, self.shape)
+    def mask(self, among: Tensor | None = None) -> Tensor:
+        mask = mask_ops.unpack_bits(self.bits, self.shape)
+        return mask if among is None else mask.masked_scatter(mask, among)
 
     def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
         dense = self.weight.detach() if dense_or_parameter is None else dense_or_parameter

@@ -127,9 +127,7 @@ class Method(ABC):
     def update(self, layer: Layer, clock: Clock) -> Tensor:
         """The new mask of one layer, composed of the answers above."""
         kept_count, grown_count = self.counts(layer, clock)
-        mask = layer.mask()
-        kept = mask.clone()
-        kept[mask] = self.keep(layer, kept_count)
+        kept = layer.format.mask(self.keep(layer, kept_count))
         if grown_count == 0:
             return kept
         return kept | self.grow(layer, grown_count, ~kept)
