@@ -24,7 +24,13 @@ from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
 from sparsekern.optim.matrix import check_compact, check_conversion
-from sparsekern.optim.state import check_holds, move_state, reset_state, state_bytes
+from sparsekern.optim.state import (
+    check_holds,
+    move_state,
+    reset_state,
+    restart_history,
+    state_bytes,
+)
 from sparsekern.prune.adopt import adopt, check_arguments
 from sparsekern.prune.distributed import (
     agree_on_topology,
@@ -330,7 +336,8 @@ class Pruner:
         }
         compact = CsrFormat(values, index, stored.shape)
         compact.adopt(parameter)
-        state.update(moved)
+        if not restart_history(self.optimizer):
+            state.update(moved)
         return compact
 
     # Accounts and checkpoints
