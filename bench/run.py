@@ -15,13 +15,14 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import conv2d, linear, roofline, step, topology, train
+from bench import changes, conv2d, linear, roofline, step, topology, train
 from bench.record import ROOT, Recorder
 
 SUITES = {
     "linear": linear.run,
     "conv2d": conv2d.run,
     "topology": topology.run,
+    "changes": changes.run,
     "step": step.run,
     "train": train.run,
 }
