@@ -13,6 +13,7 @@ template <typename V>
 struct Bits {
   using T = typename V::Element;
   using Reg = typename V::Reg;
+  static constexpr int kAhead = 1024;  // elements
 
   static BracketCounts bracket(const T* scores, const uint64_t* among, int64_t count, T low, T high,
                                uint64_t* above, uint64_t* within, const BracketList<T>& list) {
@@ -23,6 +24,8 @@ struct Bits {
       const T* x = scores + begin;
       uint64_t high_bits = 0, low_bits = 0;
       if (count - begin >= 64) {
+        // PERF: keeps memory busy across the mispredicted branches below.
+        for (int i = 0; i < 64; i += int(64 / sizeof(T))) SPARSEKERN_PREFETCH(x + i + kAhead);
         SPARSEKERN_UNROLL(8)
         for (int i = 0; i < 64; i += V::kWidth) {
           const Reg r = V::load(x + i);
