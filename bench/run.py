@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import changes, conv2d, linear, roofline, step, topology, train
+from bench import changes, conv2d, linear, never_slower, roofline, step, topology, train
 from bench.record import ROOT, Recorder
 
 SUITES = {
@@ -24,6 +24,7 @@ SUITES = {
     "topology": topology.run,
     "changes": changes.run,
     "step": step.run,
+    "never_slower": never_slower.run,
     "train": train.run,
 }
 GATE = ["-q", "-x", "-m", "not slow and not gpu", "-k", "not compiled and not opcheck"]

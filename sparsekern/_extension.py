@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,31 @@ def _check_isa() -> None:
         raise ValueError(f"Expected SPARSEKERN_ISA to be one of {', '.join(ISAS)}. Got {wanted!r}.")
 
 
+def _check_kept_memory() -> None:
+    wanted = os.environ.get("SPARSEKERN_KEEP_MB")
+    if wanted is not None and not (wanted.isascii() and wanted.isdigit() and len(wanted) < 10):
+        raise ValueError(
+            "Expected SPARSEKERN_KEEP_MB to be a whole number of megabytes (of freed results that "
+            f"native code keeps for the next ones). Got {wanted!r}."
+        )
+
+
+def _is_truncated(path: Path) -> bool:
+    """Whether a 64-bit ELF file ends before its section table, which linkers write last.
+
+    The loader maps such a file without complaint and the process dies at the first missing page.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:5] != b"\x7fELF\x02":
+        return False  # another format: the loader judges
+    if len(header) < 64:
+        return True
+    (table,) = struct.unpack_from("<Q", header, 0x28)
+    entry_size, entries = struct.unpack_from("<HH", header, 0x3A)
+    return path.stat().st_size < table + entry_size * entries
+
+
 def _load() -> NativeLibrary:
     if os.environ.get("SPARSEKERN_NATIVE", "1") == "0":
         return NativeLibrary(reason="SPARSEKERN_NATIVE=0 is set.")
@@ -69,6 +95,8 @@ def _load() -> NativeLibrary:
             reason=f"no native library in {PACKAGE / 'lib'}; "
             "build it with `pip install .` (see README, Install)."
         )
+    if _is_truncated(found[0]):
+        return NativeLibrary(reason=f"{found[0]} is truncated; install the package again.")
     try:
         torch.ops.load_library(str(found[0]))
         active_isa = ctypes.CDLL(str(found[0])).sparsekern_active_isa
@@ -86,4 +114,5 @@ def _load() -> NativeLibrary:
 
 
 _check_isa()
+_check_kept_memory()
 native = _load()

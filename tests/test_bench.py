@@ -65,7 +65,9 @@ def test_pytest_benchmark_runs_them() -> None:
 
 
 def test_known_suites() -> None:
-    assert list(SUITES) == ["linear", "conv2d", "topology", "changes", "step", "train"]
+    assert list(SUITES) == [
+        *("linear", "conv2d", "topology", "changes", "step", "never_slower", "train"),
+    ]
 
 
 def test_conv2d_compares_with_the_better_dense(

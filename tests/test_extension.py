@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsekern._extension import native
+from sparsekern._extension import _is_truncated, native
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -88,7 +88,7 @@ def test_unknown_isa_is_refused() -> None:
 def test_scalar_isa_can_be_chosen() -> None:
     if not native.loaded:
         pytest.skip(f"no native library: {native.reason}")
-    code = "from sparsekern._extension import native; print(native.isa)"
+    code = "from sparsekern._extension import _is_truncated, native; print(native.isa)"
     assert run(code, SPARSEKERN_ISA="scalar").stdout.strip() == "scalar"
 
 
@@ -105,3 +105,14 @@ print(found.loaded, found.reason)
     result = run(code)
     assert result.stdout.startswith("False"), result.stderr
     assert "could not be loaded" in result.stdout
+
+
+@pytest.mark.parametrize("kept", [0.00005, 0.3, 0.9, 0.9999, 1.0])
+def test_a_truncated_library_is_not_loaded(kept: float, tmp_path: Path) -> None:
+    """Loading one would end the process with SIGBUS."""
+    if native.path is None:
+        pytest.skip(f"no native library: {native.reason}")
+    whole = native.path.read_bytes()
+    part = tmp_path / native.path.name
+    part.write_bytes(whole[: int(kept * len(whole))])
+    assert _is_truncated(part) == (kept < 1)

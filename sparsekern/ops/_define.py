@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from sparsekern._registry import Registry
 
@@ -97,6 +98,9 @@ class Op:
                     "sparsekern.densify(model), whose layers are plain torch."
                 )
             return self.overload(*args, **options)
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+            with torch._C._AutoDispatchBelowAutograd():  # PERF: 20 us less, of 50
+                return self.overload(*args, **options)
         return self.function.apply(*args, options)
 
     def without_gradient(self, *args: Any, **options: Any) -> Any:

@@ -1,9 +1,10 @@
 // Formula    dx = the transposed convolution of dy;  dvalues[j] = sum over images and pixels of
 //            dy[o] x[c, shifted by (ky, kx)];  dbias[o] = sum of dy[o].
-// Mapping    dx: convolve() on the transposed index; of stride s, s x s classes of pixels, each of
-//            which sees its own taps. dvalues: threads take chunks of tiles, each chunk with sums of
-//            its own that are added in order; few tiles are all packed, and rows are shared out.
-// Tile       as conv2d.cpp; dy is packed a second time, without neighbours, for dvalues and dbias.
+// Mapping    dx and dvalues in one walk over the transposed index, whose rows are input channels: dy
+//            is packed once, x is read where it lies. Of stride s, s x s classes of pixels, each of
+//            which sees its own taps. Threads take chunks of tiles, each chunk with sums of dvalues
+//            of its own that are added in order; few tiles are all packed, and rows are shared out.
+// Tile       as conv2d.cpp, over pixels of dx.
 // Arithmetic accumulated in the dtype of `values`; the chunks follow from the shape alone: no
 //            atomics, the same bits for any number of threads.
 // Contract   sparsekern/ops/csr/conv2d.py; patches.h, walk.h; bodies: ../isa/.
@@ -25,6 +26,7 @@ int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1)
 struct PixelClass {
   int64_t first, count;         // h = first + i * stride
   std::vector<int64_t> shifts;  // of dy, one a kernel row: kAbsent where it has no part
+  bool has_taps = false;
 
   PixelClass(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
              int64_t residue) {
@@ -33,49 +35,46 @@ struct PixelClass {
     count = first < size ? (size - 1 - first) / stride + 1 : 0;
     for (int64_t k = 0; k < kernel; ++k) {
       const bool present = (k * dilation) % stride == residue;
+      has_taps = has_taps || present;
       shifts.push_back(present ? q - (k * dilation - residue) / stride : kAbsent);
     }
   }
 };
 
-template <typename T>
-void input_gradient(const ConvShape& s, const SparseKernel<T>& kernel, const T* grad, T* dx) {
-  for (int64_t rh = 0; rh < s.stride.h; ++rh) {
-    const PixelClass h(s.height, s.kernel.h, s.stride.h, s.padding.h, s.dilation.h, rh);
-    for (int64_t rw = 0; rw < s.stride.w; ++rw) {
-      const PixelClass w(s.width, s.kernel.w, s.stride.w, s.padding.w, s.dilation.w, rw);
-      if (h.count == 0 || w.count == 0) continue;
-      const ConvView view{s.batch, s.out_channels, s.out_height, s.out_width, s.channels, h.count,
-                          w.count, {1, 1},         h.shifts,     w.shifts,    s.groups};
-      const PixelTarget<T> target{
-          dx + h.first * s.width + w.first, s.height * s.width, {s.stride.h * s.width, s.stride.w}};
-      const bool whole = s.stride.h == 1 && s.stride.w == 1;  // all pixels are in one class
-      convolve(whole ? view.flattened() : view, kernel, grad, static_cast<const T*>(nullptr),
-               target);
-    }
-  }
-}
+// Pixels (i, j) of a class of dx are the elements first + (i, j) * step of a plane of dx and x.
+struct ClassPixels {
+  Size2 size, first, step;
 
-// dvalues and dbias.
+  template <typename T>
+  PixelTarget<T> of(T* planes) const {
+    return {planes + first.h * size.w + first.w, size.h * size.w, {step.h * size.w, step.w}};
+  }
+};
+
+// One class of pixels of dx, and what dvalues gets through them: every entry of the weight belongs
+// to one class, that of its tap.
 template <typename T>
-class WeightGradient {
+class Gradients {
  public:
-  WeightGradient(const ConvShape& shape, const SparseKernel<T>& kernel, const T* x, const T* grad,
-                 T* dvalues, T* dbias)
-      : view_(shape.forward()),
+  Gradients(const ConvView& view, const SparseKernel<T>& kernel, const ClassPixels& pixels,
+            const T* grad, const T* x, T* dx, T* dvalues)
+      : grad_data_(grad),
         x_data_(x),
-        grad_data_(grad),
         dvalues_(dvalues),
-        dbias_(dbias),
-        x_(view_, kernel.nnz),
-        grad_(x_.of_outputs()),
-        walk_(kernel, x_, view_.taps(), scratch_),
+        x_pixels_(pixels.of(x)),
+        dx_pixels_(pixels.of(dx)),
+        wants_dx_(dx != nullptr),
+        grad_(view, kernel.nnz),
+        x_(grad_.of_outputs(pixels.size, pixels.first, pixels.step)),
+        walk_(kernel, grad_, view.taps(), scratch_),
+        channels_(view.channels),
+        grad_size_(round_up(grad_.panel_size(), 16)),
         x_size_(round_up(x_.panel_size(), 16)),
-        grad_size_(round_up(grad_.panel_size(), 16)) {}
+        output_size_(round_up(grad_.output_size(walk_.row_block()), 16)) {}
 
   void run() {
-    const int64_t tiles = x_.tiles();
-    work_ = tiles * x_.width() * (walk_.nnz() + view_.channels + walk_.rows());
+    const int64_t tiles = grad_.tiles();
+    work_ = tiles * grad_.width() * (2 * walk_.nnz() + channels_ + walk_.rows());
     // PERF: a chunk's sums cost one pass over nnz; 16 chunks keep that small and threads busy.
     if (tiles >= 4 * kChunks && walk_.nnz() <= kChunkValues) {
       by_chunks(tiles);
@@ -87,37 +86,36 @@ class WeightGradient {
  private:
   static constexpr int64_t kChunks = 16;
   static constexpr int64_t kChunkValues = int64_t(1) << 21;  // 128 MB of sums in all chunks
+  static constexpr int64_t kWaveBytes = int64_t(8) << 20;
 
+  // Chunks of tiles, each with sums of its own that are added in order.
   void by_chunks(int64_t tiles) {
-    const int64_t threads = thread_count();
+    const int64_t threads = thread_count(), nnz = walk_.nnz();
+    T* panels = scratch_.take<T>(threads * grad_size_);
     T* x_panels = scratch_.take<T>(threads * x_size_);
-    T* grad_panels = scratch_.take<T>(threads * grad_size_);
-    T* value_sums = scratch_.take<T>(dvalues_ != nullptr ? kChunks * walk_.nnz() : 0);
-    T* bias_sums = scratch_.take<T>(kChunks * walk_.rows());
+    T* outputs = scratch_.take<T>(threads * output_size_);
+    T* sums = scratch_.take<T>(kChunks * nnz);
     parallel_tasks(kChunks, work_, [&](int64_t chunk, int64_t slot) {
       const int64_t first = tiles * chunk / kChunks, last = tiles * (chunk + 1) / kChunks;
-      T* x = x_panels + slot * x_size_;
-      T* grad = grad_panels + slot * grad_size_;
+      T* panel = panels + slot * grad_size_;
+      T* x_panel = x_panels + slot * x_size_;
       for (int64_t tile = first; tile < last; ++tile) {
-        if (dvalues_ != nullptr) {
-          x_.bring_in(x_data_, tile, tile == first);
-          x_.pack(kernels<T>(), x_data_, tile, 0, view_.channels, x);
-        }
         grad_.bring_in(grad_data_, tile, tile == first);
-        grad_.pack(kernels<T>(), grad_data_, tile, 0, view_.out_channels, grad);
-        add_tile(x, grad, 0, walk_.blocks(), tile > first, value_sums + chunk * walk_.nnz(),
-                 bias_sums + chunk * walk_.rows());
+        grad_.pack(kernels<T>(), grad_data_, tile, 0, channels_, panel);
+        x_.bring_in(x_data_, tile, tile == first);
+        pack_x(tile, x_panel);
+        for (int64_t block = 0; block < walk_.blocks(); ++block)
+          add_tile(tile, block, panel, x_panel, tile > first, outputs + slot * output_size_,
+                   sums + chunk * nnz);
       }
     });
-    if (dvalues_ != nullptr) add_chunks(value_sums, walk_.nnz(), dvalues_);
-    if (dbias_ != nullptr) add_chunks(bias_sums, walk_.rows(), dbias_);
-  }
-
-  static void add_chunks(const T* sums, int64_t size, T* total) {
-    parallel_range(size, [&](int64_t begin, int64_t end) {
-      std::copy(sums + begin, sums + end, total + begin);
-      for (int64_t chunk = 1; chunk < kChunks; ++chunk)
-        for (int64_t i = begin; i < end; ++i) total[i] += sums[chunk * size + i];
+    const int32_t* sources = walk_.sources();
+    parallel_range(nnz, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) {
+        T total = sums[j];
+        for (int64_t chunk = 1; chunk < kChunks; ++chunk) total += sums[chunk * nnz + j];
+        dvalues_[sources[j]] = total;
+      }
     });
   }
 
@@ -125,56 +123,136 @@ class WeightGradient {
   void by_rows(int64_t tiles) {
     const int64_t fitting = kWaveBytes / (int64_t(sizeof(T)) * (x_size_ + grad_size_));
     const int64_t wave = std::min(tiles, std::max<int64_t>(4, fitting));
+    T* panels = scratch_.take<T>(wave * grad_size_);
     T* x_panels = scratch_.take<T>(wave * x_size_);
-    T* grad_panels = scratch_.take<T>(wave * grad_size_);
+    T* outputs = scratch_.take<T>(thread_count() * output_size_);
+    T* sums = scratch_.take<T>(walk_.nnz());
     for (int64_t first = 0; first < tiles; first += wave) {
       const int64_t count = std::min(wave, tiles - first);
       parallel_tasks(2 * count, work_, [&](int64_t task, int64_t) {
         const int64_t tile = task / 2;
-        if (task % 2 == 0 && dvalues_ != nullptr) {
-          x_.pack(kernels<T>(), x_data_, first + tile, 0, view_.channels,
-                  x_panels + tile * x_size_);
-        } else if (task % 2 == 1) {
-          grad_.pack(kernels<T>(), grad_data_, first + tile, 0, view_.out_channels,
-                     grad_panels + tile * grad_size_);
+        if (task % 2 == 0) {
+          pack_x(first + tile, x_panels + tile * x_size_);
+        } else {
+          grad_.pack(kernels<T>(), grad_data_, first + tile, 0, channels_,
+                     panels + tile * grad_size_);
         }
       });
-      parallel_tasks(walk_.blocks(), work_, [&](int64_t block, int64_t) {
+      parallel_tasks(walk_.blocks(), work_, [&](int64_t block, int64_t slot) {
         for (int64_t tile = 0; tile < count; ++tile)
-          add_tile(x_panels + tile * x_size_, grad_panels + tile * grad_size_, block, block + 1,
-                   first + tile > 0, dvalues_, dbias_);
+          add_tile(first + tile, block, panels + tile * grad_size_, x_panels + tile * x_size_,
+                   first + tile > 0, outputs + slot * output_size_, sums);
       });
     }
+    const int32_t* sources = walk_.sources();
+    for (int64_t j = 0; j < walk_.nnz(); ++j) dvalues_[sources[j]] = sums[j];
   }
 
-  void add_tile(const T* x, const T* grad, int64_t first_block, int64_t last_block, bool accumulate,
-                T* values, T* biases) const {
-    for (int64_t block = first_block; block < last_block; ++block) {
-      const int64_t row = block * walk_.row_block();
-      const T* rows = grad + row * grad_.channel_size();
-      if (dvalues_ != nullptr)
-        for (int64_t p = 0; p < walk_.panels(); ++p)
-          kernels<T>().sddmm_offsets(walk_.cell(block, p), walk_.offsets(), x, rows, x_.width(),
-                                     accumulate, values);
-      if (dbias_ != nullptr)
-        kernels<T>().sum_rows(rows, std::min(walk_.row_block(), walk_.rows() - row), x_.width(),
-                              accumulate, biases + row);
+  void pack_x(int64_t tile, T* x_panel) const {
+    Patches::Lanes lanes;
+    if (!grad_.in_place(tile, x_pixels_.channel_stride, x_pixels_.stride, &lanes))
+      x_.pack(kernels<T>(), x_data_, tile, 0, walk_.rows(), x_panel);
+  }
+
+  void add_tile(int64_t tile, int64_t block, const T* panel, const T* x_panel, bool accumulate,
+                T* scratch, T* sums) const {
+    const int64_t row = block * walk_.row_block();
+    Patches::Lanes lanes{};
+    const bool in_place = grad_.in_place(tile, x_pixels_.channel_stride, x_pixels_.stride, &lanes);
+    const TileRows<const T> x = in_place ? lanes.of(x_pixels_.begin, row, x_pixels_.channel_stride)
+                                         : x_.packed(x_panel + row * x_.channel_size());
+    const int width = grad_.width();
+    if (!wants_dx_) {
+      for (int64_t p = 0; p < walk_.panels(); ++p)
+        kernels<T>().convolve_dvalues(walk_.cell(block, p), walk_.offsets(), panel, width, x,
+                                      accumulate, sums);
+      return;
     }
+    const TileOutput<T> output(grad_, dx_pixels_, tile, row, scratch);
+    for (int64_t p = 0; p < walk_.panels(); ++p)
+      kernels<T>().convolve_both(walk_.cell(block, p), walk_.values(), walk_.offsets(), panel,
+                                 width, x, accumulate, sums, output.before(p),
+                                 output.after(p, walk_.panels()));
+    output.finish(std::min(walk_.row_block(), walk_.rows() - row));
   }
-
-  static constexpr int64_t kWaveBytes = int64_t(8) << 20;
 
   ScratchFrame scratch_;
-  const ConvView view_;
-  const T* x_data_;
   const T* grad_data_;
-  T* dvalues_;  // null where it is not wanted
-  T* dbias_;
-  const Patches x_, grad_;
+  const T* x_data_;
+  T* dvalues_;
+  const PixelTarget<const T> x_pixels_;
+  const PixelTarget<T> dx_pixels_;
+  const bool wants_dx_;
+  const Patches grad_, x_;
   const Walk<T> walk_;
-  const int64_t x_size_, grad_size_;
+  const int64_t channels_, grad_size_, x_size_, output_size_;
   int64_t work_ = 0;
 };
+
+// dx and dvalues, each where it is not null.
+template <typename T>
+void gradients(const ConvShape& s, const SparseKernel<T>& kernel, const T* grad, const T* x, T* dx,
+               T* dvalues) {
+  const bool whole = s.stride.h == 1 && s.stride.w == 1;  // all pixels are in one class
+  std::vector<PixelClass> rows, cols;
+  for (int64_t r = 0; r < s.stride.h; ++r)
+    rows.emplace_back(s.height, s.kernel.h, s.stride.h, s.padding.h, s.dilation.h, r);
+  for (int64_t r = 0; r < s.stride.w; ++r)
+    cols.emplace_back(s.width, s.kernel.w, s.stride.w, s.padding.w, s.dilation.w, r);
+  const auto idle = [](const PixelClass& c) { return c.count == 0 || !c.has_taps; };
+  if (std::any_of(rows.begin(), rows.end(), idle) || std::any_of(cols.begin(), cols.end(), idle)) {
+    if (dvalues != nullptr) std::fill_n(dvalues, kernel.nnz, T(0));
+    if (dx != nullptr)
+      parallel_range(s.batch * s.channels * s.height * s.width,
+                     [&](int64_t begin, int64_t end) { std::fill(dx + begin, dx + end, T(0)); });
+  }
+  for (const PixelClass& h : rows) {
+    for (const PixelClass& w : cols) {
+      if (idle(h) || idle(w)) continue;
+      ConvView view{s.batch, s.out_channels, s.out_height, s.out_width, s.channels, h.count,
+                    w.count, {1, 1},         h.shifts,     w.shifts,    s.groups};
+      ClassPixels pixels{{s.height, s.width}, {h.first, w.first}, s.stride};
+      if (whole && view.flattened().out_height != view.out_height) {
+        view = view.flattened();
+        pixels.size = {1, view.out_width};
+      }
+      if (dvalues == nullptr) {
+        convolve(view, kernel, grad, static_cast<const T*>(nullptr), pixels.of(dx));
+      } else {
+        Gradients<T>(view, kernel, pixels, grad, x, dx, dvalues).run();
+      }
+    }
+  }
+}
+
+// dbias[o] = sum of dy[o]: chunks of images, whose sums are added in order.
+template <typename T>
+void bias_gradient(const ConvShape& s, const T* grad, T* dbias) {
+  constexpr int64_t kChunks = 16, kLanes = 16;
+  ScratchFrame scratch;
+  T* sums = scratch.take<T>(kChunks * s.out_channels);
+  const int64_t plane = s.out_height * s.out_width;
+  parallel_tasks(kChunks, s.batch * s.out_channels * plane, [&](int64_t chunk, int64_t) {
+    T* sum = sums + chunk * s.out_channels;
+    std::fill_n(sum, s.out_channels, T(0));
+    const int64_t last = s.batch * (chunk + 1) / kChunks;
+    for (int64_t image = s.batch * chunk / kChunks; image < last; ++image)
+      for (int64_t o = 0; o < s.out_channels; ++o) {
+        const T* p = grad + (image * s.out_channels + o) * plane;
+        T lanes[kLanes] = {};
+        int64_t i = 0;
+        for (; i + kLanes <= plane; i += kLanes)
+          for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += p[i + lane];
+        for (int64_t lane = 0; i < plane; ++i, ++lane) lanes[lane] += p[i];
+        for (int64_t width = kLanes / 2; width > 0; width /= 2)
+          for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+        sum[o] += lanes[0];
+      }
+  });
+  std::copy_n(sums, s.out_channels, dbias);
+  for (int64_t chunk = 1; chunk < kChunks; ++chunk)
+    for (int64_t o = 0; o < s.out_channels; ++o) dbias[o] += sums[chunk * s.out_channels + o];
+}
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
@@ -202,7 +280,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   const auto* values_data = static_cast<const T*>(values.data_ptr());
   if (empty) {
     std::fill_n(data(dx), dx.numel(), T(0));
-  } else if (wanted[0]) {
+    std::fill_n(data(dvalues), dvalues.numel(), T(0));
+    std::fill_n(data(dbias), dbias.numel(), T(0));
+  } else if (wanted[0] || wanted[1]) {
     check_int32(crow_t, "crow_t", shape.group_in() + 1);
     check_int32(col_t, "col_t", nnz);
     check_int32(perm, "perm", nnz);
@@ -218,27 +298,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
                                  shape.groups,
                                  shape.group_out(),
                                  true};
-    input_gradient(shape, kernel, static_cast<const T*>(dy.data_ptr()), data(dx));
+    gradients(shape, kernel, static_cast<const T*>(dy.data_ptr()),
+              static_cast<const T*>(in.data_ptr()), wanted[0] ? data(dx) : nullptr,
+              wanted[1] ? data(dvalues) : nullptr);
   }
-  if (empty) {
-    std::fill_n(data(dvalues), dvalues.numel(), T(0));
-    std::fill_n(data(dbias), dbias.numel(), T(0));
-  } else if (wanted[1] || wanted[2]) {
-    const SparseKernel<T> kernel{crow_data,
-                                 static_cast<const int32_t*>(col.data_ptr()),
-                                 nullptr,
-                                 values_data,
-                                 shape.out_channels,
-                                 nnz,
-                                 shape.out_channels,
-                                 shape.groups,
-                                 shape.group_in(),
-                                 false};
-    WeightGradient<T>(shape, kernel, static_cast<const T*>(in.data_ptr()),
-                      static_cast<const T*>(dy.data_ptr()), wanted[1] ? data(dvalues) : nullptr,
-                      wanted[2] ? data(dbias) : nullptr)
-        .run();
-  }
+  if (wanted[2] && !empty) bias_gradient(shape, static_cast<const T*>(dy.data_ptr()), data(dbias));
   if (x.scalar_type() != scalar_type<T>()) dx = torch::stable::to(dx, x.scalar_type());
   return {dx, dvalues, dbias};
 }

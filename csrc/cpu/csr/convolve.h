@@ -13,6 +13,42 @@ struct PixelTarget {
   Size2 stride;
 };
 
+// Where the sums of a block of rows of one tile go: from panel to panel they wait in scratch, the
+// last panel writes the tensor itself where the tile's lanes are neighbours in it.
+template <typename T>
+class TileOutput {
+ public:
+  TileOutput(const Patches& patches, const PixelTarget<T>& target, int64_t tile, int64_t first_row,
+             T* scratch)
+      : patches_(patches), target_(target), tile_(tile), first_row_(first_row) {
+    packed_ = patches.packed(scratch);
+    in_place_ = patches.in_place(tile, target.channel_stride, target.stride, &lanes_);
+    placed_ = lanes_.of(target.begin, first_row, target.channel_stride);
+  }
+  TileOutput(const TileOutput&) = delete;
+  TileOutput& operator=(const TileOutput&) = delete;
+
+  TileRows<const T> before(int64_t panel) const {
+    return {panel > 0 ? packed_.data : nullptr, packed_.stride, packed_.lanes, nullptr};
+  }
+  const TileRows<T>& after(int64_t panel, int64_t panels) const {
+    return in_place_ && panel == panels - 1 ? placed_ : packed_;
+  }
+  void finish(int64_t rows) const {
+    if (!in_place_)
+      patches_.unpack(kernels<T>(), packed_.data, tile_, first_row_, rows, target_.begin,
+                      target_.channel_stride, target_.stride);
+  }
+
+ private:
+  const Patches& patches_;
+  const PixelTarget<T>& target_;
+  const int64_t tile_, first_row_;
+  Patches::Lanes lanes_{};
+  TileRows<T> packed_, placed_;
+  bool in_place_;
+};
+
 // Consecutive tiles that one thread takes: whole images where there are enough, so that their rows
 // come from its own cache.
 inline int64_t tiles_of_a_run(const Patches& patches, int64_t threads) {
@@ -37,14 +73,14 @@ void convolve(const ConvView& view, const SparseKernel<T>& kernel, const T* in, 
   T* outputs = scratch.take<T>(threads * output_size);
 
   const auto multiply = [&](int64_t tile, int64_t block, const T* panel, int64_t slot) {
-    T* output = outputs + slot * output_size;
+    const TileOutput<T> output(patches, target, tile, block * walk.row_block(),
+                               outputs + slot * output_size);
     for (int64_t p = 0; p < walk.panels(); ++p)
-      kernels<T>().spmm_offsets(walk.cell(block, p), walk.values(), walk.offsets(), panel,
-                                patches.width(), p == 0, output);
-    const int64_t first = block * walk.row_block();
-    patches.unpack(kernels<T>(), output, bias != nullptr ? bias + first : nullptr, tile, first,
-                   std::min(walk.row_block(), walk.rows() - first), target.begin,
-                   target.channel_stride, target.stride);
+      kernels<T>().convolve(walk.cell(block, p), walk.values(), walk.offsets(), panel,
+                            patches.width(), output.before(p),
+                            bias != nullptr ? bias + block * walk.row_block() : nullptr,
+                            output.after(p, walk.panels()));
+    output.finish(std::min(walk.row_block(), walk.rows() - block * walk.row_block()));
   };
   const int64_t work = tiles * patches.width() * (walk.nnz() + view.channels + walk.rows());
   if (is_private) {

@@ -1,5 +1,6 @@
 // Checked views of the tensors that csr kernels take, and one block of their work.
 #pragma once
+#include "../output.h"
 #include "batch.h"
 #include "panel_starts.h"
 
@@ -73,7 +74,7 @@ inline Tensor empty_with_features(const Tensor& t, int64_t features) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d + 1 < t.dim(); ++d) sizes.push_back(t.size(d));
   sizes.push_back(features);
-  return torch::stable::empty(sizes, t.scalar_type());
+  return empty_output(sizes, t.scalar_type());
 }
 
 // A CSR matrix as the kernels take it; values are read through `perm` where it is not null.

@@ -35,6 +35,50 @@ template void multiply_tile(const Matrix<double>&, const double*, const Tile&, c
 
 namespace {
 
+constexpr int64_t kSmallBatch = 16;
+
+const int32_t* checked_rows(const Tensor& crow, const PanelGeometry& g) {
+  check_int32(crow, "crow", g.rows + 1);
+  const auto* data = static_cast<const int32_t*>(crow.data_ptr());
+  check_row_bounds(data, g.rows, g.nnz);
+  return data;
+}
+
+// At most one vector of the batch. PERF: with so little work an entry, entries must stream from
+// memory, so rows are walked whole and not panel by panel: a batch of 16 takes 0.48 ns an entry in
+// place of 0.73, a batch of one 0.41 in place of 0.62 (1024 x 1024 at density 0.25, Zen 5, one thread).
+template <typename T>
+void small_batch(const Rows& rows, const Matrix<T>& matrix, const int32_t* crow, const T* bias,
+                 const Output& y) {
+  if (rows.batch == 0) return;
+  const PanelGeometry& g = matrix.starts.geometry;
+  ScratchFrame scratch;
+  const bool gathers = rows.batch == 1 && rows.element_size == int64_t(sizeof(T)) &&
+                       rows.dtype != Dtype::kBFloat16 && rows.dtype != Dtype::kHalf;
+  const Tile tile{0, rows.batch, int(kSmallBatch)};
+  const PackedTiles<T> packed(rows, gathers ? 0 : 1, scratch);
+  if (!gathers) packed.pack(tile, 0);
+  constexpr int64_t kGroup = 64;  // rows of a task
+  T* outputs = scratch.take<T>(thread_count() * kGroup * kSmallBatch);
+  parallel_tasks(ceil_div(g.rows, kGroup), (gathers ? 4 : 16) * g.nnz,
+                 [&](int64_t task, int64_t slot) {
+                   const int64_t first = task * kGroup, count = std::min(kGroup, g.rows - first);
+                   const T* shift = bias != nullptr ? bias + first : nullptr;
+                   if (gathers) {
+                     kernels<T>().dot(crow + first, matrix.col, matrix.values,
+                                      static_cast<const T*>(rows.at(0, 0)), shift, count,
+                                      static_cast<T*>(y.at(0, first)));
+                     return;
+                   }
+                   T* output = outputs + slot * kGroup * kSmallBatch;
+                   const CellRows cell{crow + first, crow + first + 1, count, g.nnz, 0};
+                   kernels<T>().spmm(cell, matrix.values, matrix.col, nullptr, packed.panel(0),
+                                     tile.width, true, output);
+                   kernels<T>().unpack(output, shift, count, tile.batch, tile.width, y.at(0, first),
+                                       y.dtype, y.stride);
+                 });
+}
+
 template <typename T>
 Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
                const Tensor& crow, const Tensor& col, const Tensor& starts) {
@@ -49,6 +93,10 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
   const Matrix<T> matrix{panel_starts, static_cast<const T*>(values.data_ptr()),
                          static_cast<const int32_t*>(col.data_ptr()), nullptr};
   const T* b = bias ? static_cast<const T*>(bias->data_ptr()) : nullptr;
+  if (rows.batch <= kSmallBatch) {
+    small_batch(rows, matrix, checked_rows(crow, g), b, output);
+    return y;
+  }
 
   const std::vector<Tile> tiles = make_tiles(rows.batch);
   const int64_t count = int64_t(tiles.size());

@@ -127,8 +127,8 @@ class Patches {
   // Writes rows [first, first + count) of a finished tile; `out` begins at pixel (0, 0) of the view,
   // with strides between its images, channels, rows and columns.
   template <typename T>
-  void unpack(const PanelKernels<T>& kernels, const T* outputs, const T* bias, int64_t tile,
-              int64_t first, int64_t count, T* out, int64_t channel_stride, Size2 stride) const {
+  void unpack(const PanelKernels<T>& kernels, const T* outputs, int64_t tile, int64_t first,
+              int64_t count, T* out, int64_t channel_stride, Size2 stride) const {
     for (int64_t image = 0; image < across_; ++image) {
       const Place at = place(tile, image);
       if (at.image >= view_.batch) break;
@@ -140,23 +140,62 @@ class Patches {
                                channel_stride};
       T* begin = out + (at.image * view_.out_channels + first) * channel_stride + at.i * stride.h +
                  at.j * stride.w;
-      kernels.unpack_patch(outputs + image * pw_, bias, count, width_, target, begin);
+      kernels.unpack_patch(outputs + image * pw_, count, width_, target, begin);
     }
   }
 
-  // The same patches over a tensor that is indexed by output pixels (dy in dvalues).
-  Patches of_outputs() const {
+  // Rows of a packed tile.
+  template <typename T>
+  TileRows<T> packed(T* tile) const {
+    return {tile, width_, packed_lanes_, nullptr};
+  }
+
+  // Where the pixels of a tile lie in a tensor indexed by output pixels, whose channels, rows and
+  // columns lie `channel_stride` and `stride` apart. False where 16 lanes are not neighbours there.
+  struct Lanes {
+    int64_t first, lanes[kPatchWidth / 16];  // of channel 0
+    int32_t counts[kPatchWidth / 16];
+    bool whole;  // all counts are 16
+
+    template <typename T>
+    TileRows<T> of(T* tensor, int64_t channel, int64_t channel_stride) const {
+      return {tensor + first + channel * channel_stride, channel_stride, lanes,
+              whole ? nullptr : counts};
+    }
+  };
+  bool in_place(int64_t tile, int64_t channel_stride, Size2 stride, Lanes* at) const {
+    if (stride.w != 1 || (across_ > 1 && (pw_ % 16 != 0 || across_ * pw_ != pitch_))) return false;
+    const Place place = this->place(tile, 0);
+    const int64_t image_stride = view_.out_channels * channel_stride;
+    at->first = place.image * image_stride + place.i * stride.h + place.j;
+    at->whole = true;
+    for (int64_t k = 0; k < width_ / 16; ++k) {
+      const int64_t i = 16 * k / pitch_, lane = 16 * k % pitch_;
+      const int64_t image = across_ > 1 ? lane / pw_ : 0, j = lane - image * pw_;
+      const bool exists =
+          i < ph_ && place.i + i < view_.out_height && place.image + image < view_.batch;
+      const int64_t count = std::min(pw_, view_.out_width - place.j) - j;
+      at->counts[k] = exists ? int32_t(std::max<int64_t>(0, std::min<int64_t>(16, count))) : 0;
+      at->lanes[k] = at->counts[k] > 0 ? image * image_stride + i * stride.h + j : 0;
+      at->whole = at->whole && at->counts[k] == 16;
+    }
+    return true;
+  }
+
+  // The same patches over a tensor indexed by output pixels: pixel (i, j) of the view is its element
+  // first + (i, j) * step of `size` (dy in the forward view, x in that of a class of dx).
+  Patches of_outputs(Size2 size, Size2 first, Size2 step) const {
     Patches other(*this);
     ConvView& view = other.view_;
     view.channels = view_.out_channels;
-    view.height = view_.out_height;
-    view.width = view_.out_width;
-    view.step = {1, 1};
-    view.dh = {0};
-    view.dw = {0};
-    other.shifts_ = {0};
+    view.height = size.h;
+    view.width = size.w;
+    view.step = step;
+    view.dh = {first.h};
+    view.dw = {first.w};
+    other.shifts_ = {int32_t(first.w)};
     other.rows_.clear();
-    for (int64_t i = 0; i < ph_; ++i) other.rows_.push_back({i * pitch_, i});
+    for (int64_t i = 0; i < ph_; ++i) other.rows_.push_back({i * pitch_, first.h + i * step.h});
     other.row_begin_ = {0};
     other.copy_size_ = other.channel_size_ = width_;
     other.gaps_ = across_ * pw_ < pitch_ || ph_ * pitch_ < width_;
@@ -233,7 +272,7 @@ class Patches {
     const int64_t height = view_.out_height, width = view_.out_width;
     int64_t least = -1;
     for (int64_t pitch = 16; pitch <= kPatchWidth; pitch *= 2) {
-      const int64_t parts = ceil_div(width, pitch), pw = ceil_div(width, parts);
+      const int64_t parts = ceil_div(width, pitch), pw = std::min(width, pitch);
       const int64_t across = parts > 1 ? 1 : std::min(view_.batch, pitch / pw);
       for (int64_t ph = 1; ph <= std::min(height, kPatchWidth / pitch); ++ph) {
         const int64_t lanes = ph * pitch;
@@ -299,6 +338,8 @@ class Patches {
     }
     return end;
   }
+
+  static constexpr int64_t packed_lanes_[kPatchWidth / 16] = {0, 16, 32, 48, 64, 80, 96, 112};
 
   ConvView view_;
   std::vector<int32_t> shifts_;      // column offset of each copy

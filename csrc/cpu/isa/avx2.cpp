@@ -6,6 +6,8 @@
 namespace sparsekern::avx2 {
 
 #include "bits.inl"
+#include "convolve.inl"
+#include "dot.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"

@@ -15,11 +15,22 @@ constexpr int kPatchWidth = 128;  // widest tile of pixels
 constexpr int kPrefetchRows = 4;  // how many rows ahead entries are requested
 
 struct CellRows {
-  const int32_t* starts;  // first entry of each row in the panel, kPrefetchRows more than rows
+  const int32_t* starts;  // first entry of each row, and kPrefetchRows more where lines > 0
   const int32_t* ends;    // one past the last
   int64_t rows;
   int64_t nnz;  // of the whole matrix
   int lines;    // cache lines to prefetch per row
+};
+
+// Rows of a tile as they lie in memory: lanes [16 k, 16 k + 16) of row r begin at
+// data + r * stride + lanes[k], and only the first counts[k] of them are there (all, where counts is
+// null); the others read as zero and are not written.
+template <typename T>
+struct TileRows {
+  T* data;
+  int64_t stride;
+  const int64_t* lanes;
+  const int32_t* counts;
 };
 
 // One packed row of a patch of pixels.
@@ -65,18 +76,26 @@ struct PanelKernels {
   // w_j is values[j], or values[perm[j]] where perm is not null.
   void (*spmm)(const CellRows& cell, const T* values, const int32_t* col, const int32_t* perm,
                const T* panel, int width, bool first, T* tile);
+  // y[r] = bias[r] + sum_j values[j] * x[col[j]] for a batch of one (bias may be null).
+  void (*dot)(const int32_t* crow, const int32_t* col, const T* values, const T* x, const T* bias,
+              int64_t rows, T* y);
   // gradient[j] (+)= sum_b x_panel[col[j]][b] * y_panel[r][b] for every entry j of every row.
   void (*sddmm)(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                 int width, bool accumulate, T* gradient);
-  // The same on a packed patch: entry j multiplies `width` elements from panel + offsets[j] on.
-  void (*spmm_offsets)(const CellRows& cell, const T* values, const int32_t* offsets,
-                       const T* panel, int width, bool first, T* tile);
-  void (*sddmm_offsets)(const CellRows& cell, const int32_t* offsets, const T* x_panel,
-                        const T* y_panel, int width, bool accumulate, T* gradient);
+  // On packed patches, where entry j's pixels are the `width` elements from panel + offsets[j] on:
+  // to[r][:] = from[r][:] + sum_j values[j] * pixels_j[:]; without `from`, from bias[r] or zero on.
+  void (*convolve)(const CellRows& cell, const T* values, const int32_t* offsets, const T* panel,
+                   int width, const TileRows<const T>& from, const T* bias, const TileRows<T>& to);
+  // gradient[j] (+)= sum over lanes of rows[r][:] * pixels_j[:].
+  void (*convolve_dvalues)(const CellRows& cell, const int32_t* offsets, const T* panel, int width,
+                           const TileRows<const T>& rows, bool accumulate, T* gradient);
+  // convolve (without bias) and convolve_dvalues.
+  void (*convolve_both)(const CellRows& cell, const T* values, const int32_t* offsets,
+                        const T* panel, int width, const TileRows<const T>& rows, bool accumulate,
+                        T* gradient, const TileRows<const T>& from, const TileRows<T>& to);
   void (*pack_patch)(const T* planes, const PatchSource& source, int64_t channels, T* panel);
-  // y[c][pixel] = tile[c * width + lane] + bias[c] (bias may be null).
-  void (*unpack_patch)(const T* tile, const T* bias, int64_t channels, int width,
-                       const PatchTarget& target, T* y);
+  // y[c][pixel] = tile[c * width + lane].
+  void (*unpack_patch)(const T* tile, int64_t channels, int width, const PatchTarget& target, T* y);
   // sums[r] (+)= sum over the tile of panel[r][:], r < rows.
   void (*sum_rows)(const T* panel, int64_t rows, int width, bool accumulate, T* sums);
 };

@@ -1,7 +1,7 @@
-// Formula    panel = shifted copies of a patch of pixels; plane[c][pixel] = tile[c][lane] + bias[c].
+// Formula    panel = shifted copies of a patch of pixels; plane[c][pixel] = tile[c][lane].
 // Mapping    channel after channel, copy after copy, row after row; lanes run along the width.
-// Tile       one patch of at most 64 output pixels and the rows around it, all channels asked for.
-// Arithmetic none but the bias.
+// Tile       one patch of at most 128 output pixels and the rows around it, all channels asked for.
+// Arithmetic none.
 // Alignment  none required; lanes outside of the plane are masked, never read.
 // Contract   PatchSource, PatchTarget and PanelKernels in kernels.h.
 #pragma once
@@ -76,25 +76,25 @@ struct Patch {
     }
   }
 
-  static void unpack(const T* tile, const T* bias, int64_t channels, int width,
-                     const PatchTarget& t, T* y) {
+  static void unpack(const T* tile, int64_t channels, int width, const PatchTarget& t, T* y) {
+    // SAFETY: whole vectors are read; the tile is followed by at least one vector of scratch.
     // Rows of a whole plane's width are one run of pixels.
     const bool one_run = t.col_step == 1 && t.row_stride == t.pixels && t.cols == t.pixels;
     const int64_t rows = one_run ? 1 : t.rows;
     const int64_t cols = one_run ? t.rows * t.pixels : t.cols;
     for (int64_t c = 0; c < channels; ++c) {
-      const T shift = bias != nullptr ? bias[c] : T(0);
-      const typename V::Reg shifts = V::broadcast(shift);
       for (int64_t i = 0; i < rows; ++i) {
         const T* from = tile + c * width + i * t.pixels;
         T* to = y + c * t.channel_stride + i * t.row_stride;
         if (t.col_step == 1) {
           int64_t j = 0;
-          for (; j + W <= cols; j += W) V::store(to + j, V::add(V::load(from + j), shifts));
-          // SAFETY: the tile is followed by at least one vector of scratch.
-          if (j < cols) V::store_first(to + j, V::add(V::load(from + j), shifts), int(cols - j));
+          for (; j + W <= cols; j += W) V::store(to + j, V::load(from + j));
+          if (j < cols) V::store_first(to + j, V::load(from + j), int(cols - j));
+        } else if (t.col_step == 2) {
+          for (int64_t j = 0; j < cols; j += W)
+            V::store_even(to + 2 * j, V::load(from + j), int(cols - j < W ? cols - j : W));
         } else {
-          for (int64_t j = 0; j < cols; ++j) to[j * t.col_step] = from[j] + shift;
+          for (int64_t j = 0; j < cols; ++j) to[j * t.col_step] = from[j];
         }
       }
     }

@@ -7,6 +7,8 @@
 namespace sparsekern::scalar {
 
 #include "bits.inl"
+#include "convolve.inl"
+#include "dot.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"

@@ -13,26 +13,26 @@
 #include "prefetch.inl"
 
 // sum[j] = lanes of y . x_panel[col[j]] for four entries.
-template <typename V, int kWidth, int kUnit>
+template <typename V, int kWidth>
 static SPARSEKERN_INLINE void sddmm_four(const typename V::Reg* y, const int32_t* col,
                                          const typename V::Element* x_panel, typename V::Reg* sum) {
   using T = typename V::Element;
   constexpr int NV = kWidth / V::kWidth;
   SPARSEKERN_UNROLL(4)
   for (int j = 0; j < 4; ++j) {
-    const T* x = x_panel + int64_t(col[j]) * kUnit;
+    const T* x = x_panel + int64_t(col[j]) * kWidth;
     sum[j] = V::mul_add(y[0], V::load(x), V::zero());
     SPARSEKERN_UNROLL(8)
     for (int v = 1; v < NV; ++v) sum[j] = V::mul_add(y[v], V::load(x + v * V::kWidth), sum[j]);
   }
 }
 
-template <typename V, int kWidth, int kTile, int kUnit>
+template <typename V, int kWidth>
 static void sddmm_rows(const CellRows& cell, const int32_t* col, const typename V::Element* x_panel,
                        const typename V::Element* y_panel, bool accumulate,
                        typename V::Element* gradient) {
   constexpr int NV = kWidth / V::kWidth;
-  for (int64_t r = 0; r < cell.rows; ++r, y_panel += kTile) {
+  for (int64_t r = 0; r < cell.rows; ++r, y_panel += kWidth) {
     // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (panel_starts.h).
     prefetch_row(gradient, col, cell.starts[r + kPrefetchRows], cell.lines);
     typename V::Reg y[NV];
@@ -42,13 +42,13 @@ static void sddmm_rows(const CellRows& cell, const int32_t* col, const typename 
     for (int64_t j = cell.starts[r]; j < end; j += 4) {
       typename V::Reg sum[4];
       if (j + 4 <= cell.nnz) {
-        sddmm_four<V, kWidth, kUnit>(y, col + j, x_panel, sum);
+        sddmm_four<V, kWidth>(y, col + j, x_panel, sum);
       } else {
         // SAFETY: behind the last entry of the matrix there is nothing to read.
         const int32_t* c = col + j;
         const int64_t left = cell.nnz - j;
         const int32_t last[4] = {c[0], c[left > 1 ? 1 : 0], c[left > 2 ? 2 : 0], c[0]};
-        sddmm_four<V, kWidth, kUnit>(y, last, x_panel, sum);
+        sddmm_four<V, kWidth>(y, last, x_panel, sum);
       }
       V::reduce4(sum, end - j, accumulate, gradient + j);
     }
@@ -61,26 +61,9 @@ struct Sddmm {
 
   static void sddmm(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                     int width, bool accumulate, T* gradient) {
-    const auto body = width == 64   ? sddmm_rows<V, 64, 64, 64>
-                      : width == 32 ? sddmm_rows<V, 32, 32, 32>
-                                    : sddmm_rows<V, 16, 16, 16>;
+    const auto body = width == 64   ? sddmm_rows<V, 64>
+                      : width == 32 ? sddmm_rows<V, 32>
+                                    : sddmm_rows<V, 16>;
     body(cell, col, x_panel, y_panel, accumulate, gradient);
-  }
-
-  static void sddmm_offsets(const CellRows& cell, const int32_t* offsets, const T* x_panel,
-                            const T* y_panel, int width, bool accumulate, T* gradient) {
-    if (width == 128) {
-      if constexpr (V::kWidth >= 16) {
-        sddmm_rows<V, 128, 128, 1>(cell, offsets, x_panel, y_panel, accumulate, gradient);
-      } else {  // as many vectors of y as registers hold
-        sddmm_rows<V, 64, 128, 1>(cell, offsets, x_panel, y_panel, accumulate, gradient);
-        sddmm_rows<V, 64, 128, 1>(cell, offsets, x_panel + 64, y_panel + 64, true, gradient);
-      }
-      return;
-    }
-    const auto body = width == 64   ? sddmm_rows<V, 64, 64, 1>
-                      : width == 32 ? sddmm_rows<V, 32, 32, 1>
-                                    : sddmm_rows<V, 16, 16, 1>;
-    body(cell, offsets, x_panel, y_panel, accumulate, gradient);
   }
 };

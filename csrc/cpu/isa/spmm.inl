@@ -1,5 +1,4 @@
-// Formula    tile[r][:] (+)= sum_j values[j] * panel[col[j]][:]   over row r's entries of one panel;
-//            in the form for patches, col[j] is the offset of an entry's first element.
+// Formula    tile[r][:] (+)= sum_j values[j] * panel[col[j]][:]   over row r's entries of one panel.
 // Mapping    row after row; the row's accumulators stay in registers while its entries are walked:
 //            one broadcast, one load and one multiply-add per vector, no store per non-zero.
 // Tile       `width` batch elements = NV vectors, by the rows of one block.
@@ -11,53 +10,30 @@
 // each length (the lab's design) are 3 to 20 % slower on Zen 4, and their code does not stay in L1.
 
 #pragma once
+#include "add_entry.inl"
 #include "prefetch.inl"
 
-constexpr int32_t kPairsFrom = 6;  // entries of a row from which two sets of sums pay
-
-template <typename V, int NV>
-static SPARSEKERN_INLINE void add_entry(typename V::Element value, const typename V::Element* x,
-                                        typename V::Reg* sum) {
-  const typename V::Reg weight = V::broadcast(value);
-  SPARSEKERN_UNROLL(8)
-  for (int v = 0; v < NV; ++v) sum[v] = V::mul_add(weight, V::load(x + v * V::kWidth), sum[v]);
-}
-
-// `kTile` is the distance of rows in the tile, `kUnit` what a column index counts.
-template <typename V, int kWidth, int kTile, int kUnit, bool kFirst, bool kIndirect>
+template <typename V, int kWidth, bool kFirst, bool kIndirect>
 static void spmm_rows(const CellRows& cell, const typename V::Element* values, const int32_t* col,
                       const int32_t* perm, const typename V::Element* panel,
                       typename V::Element* tile) {
   constexpr int NV = kWidth / V::kWidth;
-  for (int64_t r = 0; r < cell.rows; ++r, tile += kTile) {
-    // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (panel_starts.h).
-    if constexpr (kIndirect) {
-      prefetch_row(perm, col, cell.starts[r + kPrefetchRows], cell.lines);
-    } else {
-      prefetch_row(values, col, cell.starts[r + kPrefetchRows], cell.lines);
+  for (int64_t r = 0; r < cell.rows; ++r, tile += kWidth) {
+    // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (panel_starts.h); where it
+    // does not, there is nothing to prefetch.
+    if (cell.lines > 0) {
+      if constexpr (kIndirect) {
+        prefetch_row(perm, col, cell.starts[r + kPrefetchRows], cell.lines);
+      } else {
+        prefetch_row(values, col, cell.starts[r + kPrefetchRows], cell.lines);
+      }
     }
     typename V::Reg sum[NV];
     SPARSEKERN_UNROLL(8)
     for (int v = 0; v < NV; ++v) sum[v] = kFirst ? V::zero() : V::load(tile + v * V::kWidth);
-    const int32_t end = cell.ends[r];
-    int32_t j = cell.starts[r];
-    if (NV <= 4 && end - j >= kPairsFrom) {
-      // PERF: four chains of additions cannot feed two 512-bit multipliers of latency 4 (Zen 5).
-      typename V::Reg odd[NV];
-      SPARSEKERN_UNROLL(8)
-      for (int v = 0; v < NV; ++v) odd[v] = V::zero();
-      for (; j + 2 <= end; j += 2) {
-        add_entry<V, NV>(kIndirect ? values[perm[j]] : values[j], panel + int64_t(col[j]) * kUnit,
-                         sum);
-        add_entry<V, NV>(kIndirect ? values[perm[j + 1]] : values[j + 1],
-                         panel + int64_t(col[j + 1]) * kUnit, odd);
-      }
-      SPARSEKERN_UNROLL(8)
-      for (int v = 0; v < NV; ++v) sum[v] = V::add(sum[v], odd[v]);
-    }
-    for (; j < end; ++j)
-      add_entry<V, NV>(kIndirect ? values[perm[j]] : values[j], panel + int64_t(col[j]) * kUnit,
-                       sum);
+    const auto value = [&](int32_t j) { return kIndirect ? values[perm[j]] : values[j]; };
+    const auto place = [&](int32_t j) { return panel + int64_t(col[j]) * kWidth; };
+    add_entries<V, NV>(cell.starts[r], cell.ends[r], value, place, sum);
     SPARSEKERN_UNROLL(8)
     for (int v = 0; v < NV; ++v) V::store(tile + v * V::kWidth, sum[v]);
   }
@@ -71,12 +47,12 @@ struct Spmm {
   static void run(const CellRows& cell, const T* values, const int32_t* col, const int32_t* perm,
                   const T* panel, bool first, T* tile) {
     if (perm == nullptr) {
-      const auto body = first ? spmm_rows<V, kWidth, kWidth, kWidth, true, false>
-                              : spmm_rows<V, kWidth, kWidth, kWidth, false, false>;
+      const auto body =
+          first ? spmm_rows<V, kWidth, true, false> : spmm_rows<V, kWidth, false, false>;
       body(cell, values, col, perm, panel, tile);
     } else {
-      const auto body = first ? spmm_rows<V, kWidth, kWidth, kWidth, true, true>
-                              : spmm_rows<V, kWidth, kWidth, kWidth, false, true>;
+      const auto body =
+          first ? spmm_rows<V, kWidth, true, true> : spmm_rows<V, kWidth, false, true>;
       body(cell, values, col, perm, panel, tile);
     }
   }
@@ -89,32 +65,6 @@ struct Spmm {
       run<32>(cell, values, col, perm, panel, first, tile);
     } else {
       run<16>(cell, values, col, perm, panel, first, tile);
-    }
-  }
-
-  template <int kWidth, int kTile>
-  static void run_offsets(const CellRows& cell, const T* values, const int32_t* offsets,
-                          const T* panel, bool first, T* tile) {
-    const auto body = first ? spmm_rows<V, kWidth, kTile, 1, true, false>
-                            : spmm_rows<V, kWidth, kTile, 1, false, false>;
-    body(cell, values, offsets, nullptr, panel, tile);
-  }
-
-  static void spmm_offsets(const CellRows& cell, const T* values, const int32_t* offsets,
-                           const T* panel, int width, bool first, T* tile) {
-    if (width == 128) {
-      if constexpr (V::kWidth >= 16) {
-        run_offsets<128, 128>(cell, values, offsets, panel, first, tile);
-      } else {  // as many sums as registers hold
-        run_offsets<64, 128>(cell, values, offsets, panel, first, tile);
-        run_offsets<64, 128>(cell, values, offsets, panel + 64, first, tile + 64);
-      }
-    } else if (width == 64) {
-      run_offsets<64, 64>(cell, values, offsets, panel, first, tile);
-    } else if (width == 32) {
-      run_offsets<32, 32>(cell, values, offsets, panel, first, tile);
-    } else {
-      run_offsets<16, 16>(cell, values, offsets, panel, first, tile);
     }
   }
 };

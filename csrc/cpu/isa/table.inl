@@ -8,9 +8,11 @@ constexpr PanelKernels<typename V::Element> panel_kernels() {
   table.pack = Pack<V>::pack;
   table.unpack = Pack<V>::unpack;
   table.spmm = Spmm<V>::spmm;
+  table.dot = Dot<V>::dot;
   table.sddmm = Sddmm<V>::sddmm;
-  table.spmm_offsets = Spmm<V>::spmm_offsets;
-  table.sddmm_offsets = Sddmm<V>::sddmm_offsets;
+  table.convolve = Convolve<V>::convolve;
+  table.convolve_dvalues = Convolve<V>::dvalues;
+  table.convolve_both = Convolve<V>::both;
   table.pack_patch = Patch<V>::pack;
   table.unpack_patch = Patch<V>::unpack;
   table.sum_rows = SumRows<V>::sum_rows;

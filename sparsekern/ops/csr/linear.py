@@ -167,6 +167,10 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     masks = dict(matrices())
     for batch in (0, 1, 16, 17, 33, 64, 65, 130):
         yield Sample(arguments(masks["typical"], batch), f"batch_{batch}")
+    for name in ("off_tiles", "one_row", "empty", "no_rows", "no_columns"):
+        yield Sample(arguments(masks[name], 1), f"{name}_batch_1")
+    for batch in (7, 100):
+        yield Sample(arguments(masks["off_tiles"], batch), f"off_tiles_batch_{batch}")
     yield Sample(arguments(masks["off_tiles"], 3, 7), "leading_dimensions")
     yield Sample(arguments(masks["typical"]), "one_vector")
     yield Sample(arguments(masks["typical"], 9, bias=False), "no_bias")

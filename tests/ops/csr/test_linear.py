@@ -151,7 +151,10 @@ def test_strided_inputs_are_not_changed() -> None:
 
 
 def test_pieces_of_a_batch_equal_the_whole() -> None:
-    """Every tile width (64, 32, 16 and tails) computes a row with the same bits."""
+    """Every tile width (64, 32, 16, one and tails) computes the same rows, to rounding.
+
+    Not to the bit: the fewer vectors a tile has, the more sums take turns.
+    """
     generator = torch.Generator().manual_seed(2)
     mask = torch.rand(40, 90, generator=generator) < 0.2
     index = csr.index_from_mask(mask)
@@ -161,5 +164,3 @@ def test_pieces_of_a_batch_equal_the_whole() -> None:
     for start, stop in itertools.pairwise((0, 1, 17, 50, 100)):
         piece = csr.linear(x[start:stop], values, index)
         torch.testing.assert_close(piece, whole[start:stop], atol=1e-5, rtol=1e-5)
-        if native.loaded:
-            assert torch.equal(piece, whole[start:stop])
