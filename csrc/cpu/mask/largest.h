@@ -112,7 +112,7 @@ class Largest {
   }
 
   void select(int64_t k) {
-    Bracket bracket = numel_ < 2 * kPiece ? Bracket{-kInfinity, kInfinity} : guess(k);
+    Bracket bracket = numel_ < 4 * kSample ? Bracket{-kInfinity, kInfinity} : guess(k);
     while (true) {
       const BracketCounts total = measure(bracket);
       if (total.above < k && total.above + total.within >= k) {
@@ -133,7 +133,8 @@ class Largest {
  private:
   static constexpr int64_t kRoom = kPiece / 8;  // listed scores of a piece
   static_assert(kPiece <= int64_t(1) << 16, "positions in a piece are stored in 16 bits");
-  static constexpr int64_t kLine = 16;  // neighbours that are sampled together
+  static constexpr int64_t kLine = 16;      // neighbours that are sampled together
+  static constexpr int64_t kSample = 8192;  // scores of the smallest sample
 
   struct Bracket {
     T low, high;
@@ -149,7 +150,7 @@ class Largest {
   // its rank in a sample. The positions follow from the sizes alone, and are uneven, so that no
   // period of the scores (the columns of a matrix) hides behind them.
   Bracket guess(int64_t k) {
-    const int64_t lines = std::clamp<int64_t>(numel_ / 128, 8192, 32768) / kLine;
+    const int64_t lines = std::clamp<int64_t>(numel_ / 128, kSample, 4 * kSample) / kLine;
     const int64_t step = numel_ / lines;
     std::vector<Run> runs;
     runs.reserve(size_t(lines));
@@ -170,7 +171,6 @@ class Largest {
       // PERF: each run is a miss of cache and TLB; eight at a time take half as long.
       const Run& ahead = runs[std::min(i + 8, runs.size() - 1)];
       SPARSEKERN_PREFETCH(ahead.piece->scores + ahead.first);
-      SPARSEKERN_PREFETCH(ahead.piece->scores + ahead.first + kLine / 2);
       for (int64_t j = runs[i].first; j < runs[i].last; ++j)
         if (runs[i].piece->has(j)) keys.push_back(key_of(runs[i].piece->scores[j]));
     }
