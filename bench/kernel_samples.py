@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops import Op, Sample, csr, mask
+from sparsekern.testing import all_tensors
 
 BATCH, ROWS, COLS, DENSITY = 128, 1024, 1024, 0.1
 
@@ -92,6 +93,36 @@ def _move(device: torch.device) -> tuple[Any, ...]:
     return torch.randn(positions.shape, device=device), positions.clamp(max=positions.numel() - 1)
 
 
+def _update(device: torch.device) -> list[list[Tensor]]:
+    """Ten weights, gradients, states and masks."""
+    many = range(10)
+    lists = [[torch.rand(ROWS, COLS, device=device) for _ in many] for _ in range(3)]
+    return [*lists, [mask.pack_bits(_kept(device, seed)) for seed in many]]
+
+
+def _masked_adamw(device: torch.device) -> Sample:
+    params, grads, moments, bits = _update(device)
+    squares = [each.clone() for each in moments]
+    steps = [torch.full((), 3.0, device=device) for _ in params]
+    rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    flags = {"decoupled": True, "maximize": False, "zero_masked": True}
+    args = (params, grads, moments, squares, steps, bits, None)
+    return Sample(args, "benchmark", {**rates, **flags})
+
+
+def _masked_sgd(device: torch.device) -> Sample:
+    params, grads, moments, bits = _update(device)
+    rates = {"lr": 1e-6, "momentum": 0.9, "dampening": 0.0, "weight_decay": 1e-4}
+    flags = {"nesterov": False, "maximize": False, "zero_masked": True}
+    args = (params, grads, moments, [False] * len(params), bits, None)
+    return Sample(args, "benchmark", {**rates, **flags})
+
+
+def _masked_norm(device: torch.device) -> tuple[Any, ...]:
+    _, grads, _, bits = _update(device)
+    return grads, bits
+
+
 SAMPLES: dict[str, Maker] = {
     "csr_linear": _linear,
     "csr_linear_backward": _linear_backward,
@@ -124,6 +155,9 @@ SAMPLES: dict[str, Maker] = {
         torch.randn(ROWS, COLS, device=device),
         mask.pack_bits(_kept(device)),
     ),
+    "update_masked_adamw_": _masked_adamw,
+    "update_masked_sgd_": _masked_sgd,
+    "update_masked_norm": _masked_norm,
 }
 
 
@@ -136,4 +170,4 @@ def sample(op: Op, device: torch.device) -> Sample:
 
 
 def _numel(each: Sample) -> int:
-    return sum(value.numel() for value in each.args if isinstance(value, Tensor))
+    return sum(value.numel() for value in all_tensors(each.args))

@@ -15,7 +15,17 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import changes, conv2d, linear, never_slower, roofline, step, topology, train
+from bench import (
+    changes,
+    conv2d,
+    linear,
+    never_slower,
+    optimizer,
+    roofline,
+    step,
+    topology,
+    train,
+)
 from bench.record import ROOT, Recorder
 
 SUITES = {
@@ -24,6 +34,7 @@ SUITES = {
     "topology": topology.run,
     "changes": changes.run,
     "step": step.run,
+    "optimizer": optimizer.run,
     "never_slower": never_slower.run,
     "train": train.run,
 }

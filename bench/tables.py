@@ -27,6 +27,13 @@ TITLES = {
     "dense_channels_last": "dense, channels_last",
     "dense_again": "dense again (noise)",
 }
+OPTIMIZER_STEPS = {
+    "masked": "**sparsekern**, dense state",
+    "compact": "**sparsekern**, compact values",
+    "compact_fused": "torch fused, compact values",
+    "fused": "torch fused, no masks",
+    "fused_again": "the same again (noise)",
+}
 COLORS = {"sparsekern_csr": "#d1495b", "sparseprop": "#2e86ab", "sparselab": "#4c566a"}
 Row = dict[str, Any]
 
@@ -163,6 +170,34 @@ def changes(results: Path) -> str:
     return "\n\n".join(parts)
 
 
+def optimizer(op: str) -> Callable[[Path], str]:
+    """Speed-up of one optimiser step over torch's fused step with masks, by number of weights."""
+
+    def table(results: Path) -> str:
+        parts = []
+        rows = [row for row in newest("optimizer", results) if row["op"] == op]
+        for machine in sorted({row["device"] for row in rows}):
+            own = [row for row in rows if row["device"] == machine]
+            densities = sorted({row["density"] for row in own}, reverse=True)
+            body = []
+            for weights in sorted({row["shape"][0] for row in own}):
+                found = {
+                    (row["variant"], row["density"]): row["speedup_over_fused_and_masks"]
+                    for row in own
+                    if row["shape"][0] == weights
+                }
+                for name, title in OPTIMIZER_STEPS.items():
+                    cells = [f"{found[name, d]:.2f}x" for d in densities]
+                    body.append([f"{weights / 1e6:.0f}M, {title}", *cells])
+            parts.append(
+                markdown([f"{op} step", *(f"density {d:.2f}" for d in densities)], body)
+                + f"\n\n{machine}, float32, torch {own[0]['torch']}, commit `{own[0]['commit']}`."
+            )
+        return "\n\n".join(parts)
+
+    return table
+
+
 def main_job(results: Path) -> str:
     """The table of `make train`, from the newest run of suite `train` on each machine."""
     parts = []
@@ -203,6 +238,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "step adamw": speedups("step", "adamw"),
     "topology": topology,
     "changes": changes,
+    "optimizer adamw": optimizer("adamw"),
+    "optimizer sgd": optimizer("sgd"),
 }
 
 

@@ -114,6 +114,15 @@ def check_fraction(value: float, name: str) -> None:
         raise ValueError(f"Expected {name} to be in [0, 1]. Got {value!r}.")
 
 
+def check_numbers(**numbers: float) -> None:
+    """Raises unless every one is a finite number of at least 0."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"Expected {name} to be a number. Got {value!r}.")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"Expected {name} to be at least 0 and finite. Got {value!r}.")
+
+
 def check_positive(value: int, name: str) -> None:
     """Raises unless ``value`` is a whole number above zero."""
     if isinstance(value, bool) or not isinstance(value, int):

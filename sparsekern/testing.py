@@ -29,7 +29,9 @@ def devices() -> list[torch.device]:
 
 
 def to_oracle(value: Any) -> Any:
-    """The same argument in float64."""
+    """The same argument in float64, lists of tensors too."""
+    if isinstance(value, (list, tuple)):
+        return [to_oracle(each) for each in value]
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().double()
     return value
@@ -38,6 +40,8 @@ def to_oracle(value: Any) -> Any:
 def to_plain(value: Any) -> Any:
     """The same argument for plain torch, whose error is the measure: float64 as float32, since
     nothing here tells the error of float64."""
+    if isinstance(value, (list, tuple)):
+        return [to_plain(each) for each in value]
     if isinstance(value, Tensor) and value.dtype == torch.float64:
         return value.detach().float()
     return value
@@ -48,6 +52,23 @@ def tensors(result: Any) -> tuple[Tensor, ...]:
     if result is None:
         return ()
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def all_tensors(args: Iterable[Any]) -> list[Tensor]:
+    """The tensors among the arguments, those in lists too."""
+    found = []
+    for value in args:
+        if isinstance(value, (list, tuple)):
+            found += all_tensors(value)
+        elif isinstance(value, Tensor):
+            found.append(value)
+    return found
+
+
+def written(op: Op, args: list[Any]) -> tuple[Tensor, ...]:
+    """The tensors that an in-place op writes, by its schema."""
+    fields = zip(op.overload._schema.arguments, args, strict=False)
+    return tuple(all_tensors(v for f, v in fields if f.alias_info and f.alias_info.is_write))
 
 
 def assert_close_to_oracle(got: Tensor, plain: Tensor, oracle: Tensor, what: str) -> None:
@@ -77,9 +98,11 @@ def assert_close_to_oracle(got: Tensor, plain: Tensor, oracle: Tensor, what: str
 
 def leaves(args: Iterable[Any], needs_grad: bool) -> list[Any]:
     """Fresh copies of the arguments (strides kept); floating ones are leaves of a graph."""
-    copies = []
+    copies: list[Any] = []
     for value in args:
-        if not isinstance(value, Tensor):
+        if isinstance(value, (list, tuple)):
+            copies.append(leaves(value, needs_grad))
+        elif not isinstance(value, Tensor):
             copies.append(value)
         elif value.is_floating_point():
             copies.append(copy_strided(value).requires_grad_(needs_grad))

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from bench import changes, conv2d, linear, step, tables, topology
+from bench import changes, conv2d, linear, optimizer, step, tables, topology
 from bench.kernel_samples import SAMPLES, sample
 from bench.record import Recorder
 from bench.run import SUITES
@@ -65,9 +65,8 @@ def test_pytest_benchmark_runs_them() -> None:
 
 
 def test_known_suites() -> None:
-    assert list(SUITES) == [
-        *("linear", "conv2d", "topology", "changes", "step", "never_slower", "train"),
-    ]
+    suites = ["linear", "conv2d", "topology", "changes", "step", "optimizer"]
+    assert list(SUITES) == [*suites, "never_slower", "train"]
 
 
 def test_conv2d_compares_with_the_better_dense(
@@ -236,3 +235,52 @@ def test_every_case_of_the_issue_is_there() -> None:
     assert {case.density for case in step.cases()} == {0.2, 0.1, 0.05, 0.01}
     assert {case.optimizer for case in step.cases()} == {"sgd", "adamw"}
     assert {case.model for case in step.cases()} == {"mlp", "transformer"}
+
+
+@pytest.mark.parametrize("name", list(optimizer.OPTIMIZERS))
+def test_optimizer_contenders_take_the_same_steps(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rival with masks and ours agree on every weight; compact values have the kept number."""
+    made: list[list[torch.nn.Parameter]] = []
+    build = optimizer.parameters
+
+    def remember(size: int) -> list[torch.nn.Parameter]:
+        torch.manual_seed(size)
+        made.append(build(size))
+        return made[-1]
+
+    monkeypatch.setattr(optimizer, "parameters", remember)
+    options = {**optimizer.OPTIMIZERS[name][2], "lr": 0.1}
+    row = (*optimizer.OPTIMIZERS[name][:2], options, 28)
+    monkeypatch.setattr(optimizer, "OPTIMIZERS", {name: row})
+    runs = optimizer.contenders(optimizer.Case(name, 2000, 0.1))
+    for run in runs.values():
+        run(), run()
+    ours, rival, fused, *_ = made
+    for p, q, r in zip(ours, rival, fused, strict=True):
+        torch.testing.assert_close(p, q)
+        assert 0.02 < (p != 0).float().mean() < 0.2
+        assert not torch.equal(q, r)
+    sizes = {sum(p.numel() for p in group) for group in made[4:]}
+    assert all(abs(size - int((torch.cat(list(ours)) != 0).sum())) < 10 for size in sizes)
+
+
+def test_optimizer_rows_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 ms with masks, 4 without: worked by hand."""
+    monkeypatch.setattr("bench.record.commit", lambda: "abc")
+    recorder = Recorder(tmp_path, "green")
+    all_ = {"fused_and_masks": 10.0, "fused": 4.0, "fused_again": 4.0, "masked": 5.0}
+    times = {n: _times(ms) for n, ms in (all_ | {"compact": 1.0, "compact_fused": 2.0}).items()}
+    for name, each in times.items():
+        recorder.write(**optimizer._row(optimizer.Case("adamw", 10**7, 0.1), name, each, times))
+    rows = {row["variant"]: row for row in _rows(tmp_path)}
+    assert rows["masked"]["speedup_over_fused_and_masks"] == 2
+    assert rows["masked"]["speedup_over_fused"] == 0.8
+    assert rows["masked"]["least_gbps"] == 56  # 280 MB in 5 ms
+    assert rows["compact"]["least_gbps"] == 28
+    table = tables.optimizer("adamw")(tmp_path)
+    assert "| 10M, **sparsekern**, dense state | 2.00x |" in table
+    assert "| 10M, torch fused, compact values | 5.00x |" in table
+    assert {case.density for case in optimizer.cases()} == {0.5, 0.1, 0.01}
+    assert {case.weights for case in optimizer.cases()} == {10**7, 5 * 10**7}

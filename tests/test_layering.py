@@ -211,7 +211,7 @@ def test_no_catch_all_names() -> None:
 
 PUBLIC_OPS = [
     pytest.param(getattr(family, name), id=f"{family.__name__.rsplit('.', 1)[-1]}.{name}")
-    for family in (ops.csr, ops.mask)
+    for family in (ops.csr, ops.mask, ops.update)
     for name in family.__all__
     if callable(getattr(family, name))
     and not isinstance(getattr(family, name), type)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern._checks import check_mask, check_tensor
@@ -27,7 +26,8 @@ class MaskedFormat(SparseFormat):
     """A dense master: the Parameter keeps the dense shape, so a mask may change in any way.
 
     Weights outside of the mask are exactly zero and their gradient is zero, so any element-wise
-    optimiser leaves them at zero. ``variant`` says what runs: "dense" (torch's matmul on the masked
+    optimiser leaves them at zero; ``sk.optim.MaskedAdamW`` and ``MaskedSGD`` know the mask and take
+    one pass. ``variant`` says what runs: "dense" (torch's matmul on the masked
     weight) or "csr" (the kept weights are gathered and multiplied by the csr kernels); with
     ``variant="auto"`` each new mask decides by the fixed rule of :func:`choose_kernel`.
 
@@ -116,11 +116,7 @@ class MaskedFormat(SparseFormat):
             return csr.conv2d(
                 x, values, index, bias, kernel_size=size, probe=self._probe, **geometry
             )
-        weight = self.to_dense()
-        if self._probe is not None:
-            weight = weight + self._probe.view(self.shape)
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        return F.conv2d(x, weight, bias, **geometry)
+        return mask_ops.conv2d(x, self.weight, self.bits, bias, probe=self._probe, **geometry)
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:

@@ -4,7 +4,7 @@
 ``csrc/cpu/csr/linear.cpp``.
 """
 
-from sparsekern.ops import csr, mask
+from sparsekern.ops import csr, mask, update
 from sparsekern.ops._define import OPS, Cost, Op, Sample, Variant
 
-__all__ = ["OPS", "Cost", "Op", "Sample", "Variant", "csr", "mask"]
+__all__ = ["OPS", "Cost", "Op", "Sample", "Variant", "csr", "mask", "update"]

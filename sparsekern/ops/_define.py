@@ -89,7 +89,7 @@ class Op:
         if self.function is None or torch.compiler.is_compiling():
             result = self.overload(*args, **options)
             if self.written and not torch.compiler.is_compiling():
-                torch.autograd.graph.increment_version([args[i] for i in self.written])
+                self._tell_autograd(args)
             return result
         if _transforming():
             if any(_is_tracked(value) for value in args):
@@ -102,6 +102,12 @@ class Op:
             with torch._C._AutoDispatchBelowAutograd():  # PERF: 20 us less, of 50
                 return self.overload(*args, **options)
         return self.function.apply(*args, options)
+
+    def _tell_autograd(self, args: tuple[Any, ...]) -> None:
+        """Backward passes that have saved what was written refuse to run from now on."""
+        values = [args[i] for i in self.written]
+        lists = [value if isinstance(value, (list, tuple)) else [value] for value in values]
+        torch.autograd.graph.increment_version([tensor for each in lists for tensor in each])
 
     def without_gradient(self, *args: Any, **options: Any) -> Any:
         """The op without its autograd entry, for gradient formulas; with it when a second

@@ -23,6 +23,7 @@ from sparsekern.nn.layer import SparseLayer
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
+from sparsekern.optim.masked import keeps_zeros
 from sparsekern.optim.matrix import check_compact, check_conversion
 from sparsekern.optim.state import (
     check_holds,
@@ -63,7 +64,8 @@ class Pruner:
     Args:
         model: dense or sparse; not yet wrapped in DistributedDataParallel if it is dense.
         optimizer: any element-wise torch optimiser over the model's parameters; those that need
-            matrices (Muon, ...) work with dense masters (``format="masked"``).
+            matrices (Muon, ...) work with dense masters (``format="masked"``), which
+            ``sk.optim.MaskedAdamW(..., model=model)`` and ``MaskedSGD`` update fastest.
         method: what decides the topology.
         total_steps: optimiser steps of the whole run, which fractions in ``method`` refer to.
         exclude: names of layers to leave as they are, as ``fnmatch`` patterns.
@@ -220,8 +222,9 @@ class Pruner:
             loss = self.optimizer.step(closure)
         else:
             loss = self.optimizer.step()
+        kept = keeps_zeros(self.optimizer)
         for layer in self.layers:
-            if isinstance(layer.format, MaskedFormat):
+            if isinstance(layer.format, MaskedFormat) and id(layer.format.weight) not in kept:
                 layer.format.remask_()
         return loss
 

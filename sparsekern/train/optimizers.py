@@ -1,4 +1,4 @@
-"""Optimisers that a recipe can name: frozen configurations that build torch's own."""
+"""Optimisers that a recipe can name: frozen configurations that build torch's own, or ours."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sparsekern import optim
 from sparsekern._checks import check_fraction
 from sparsekern._registry import Registry
 from sparsekern.optim import param_groups
@@ -93,5 +94,65 @@ class AdamW(Optimizer):
         )
 
 
+def check_clip_norm(clip_norm: float | None) -> None:
+    """Raises ValueError unless it is None or above 0."""
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"Expected clip_norm to be above 0 and finite. Got {clip_norm}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSGD(SGD):
+    """SGD that knows the masks of dense masters: one pass over weights, gradients and state.
+
+    Args:
+        lr, weight_decay, momentum, nesterov: see :class:`SGD`.
+        clip_norm: largest norm of all kept gradients together; null: no limit.
+    """
+
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_clip_norm(self.clip_norm)
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        return optim.MaskedSGD(
+            param_groups(model, self.weight_decay),
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            model=model,
+            clip_norm=self.clip_norm,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedAdamW(AdamW):
+    """AdamW that knows the masks of dense masters: one pass over weights, gradients and state.
+
+    Args:
+        lr, weight_decay, betas, eps: see :class:`AdamW`.
+        clip_norm: largest norm of all kept gradients together; null: no limit.
+    """
+
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_clip_norm(self.clip_norm)
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        return optim.MaskedAdamW(
+            param_groups(model, self.weight_decay),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            model=model,
+            clip_norm=self.clip_norm,
+        )
+
+
 OPTIMIZERS.add("sgd", SGD)
 OPTIMIZERS.add("adamw", AdamW)
+OPTIMIZERS.add("masked_sgd", MaskedSGD)
+OPTIMIZERS.add("masked_adamw", MaskedAdamW)

@@ -101,12 +101,12 @@ def test_other_seed_other_bits(tiny: Callable[..., Recipe], tmp_path: Path):
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "masked_adamw"])
 @pytest.mark.parametrize("method", NAMES)
 def test_interrupted_equals_uninterrupted(
     tiny: Callable[..., Recipe], tmp_path: Path, method: str, optimizer: str
 ):
-    changes = ["optimizer={name: adamw, lr: 0.01}"] if optimizer == "adamw" else []
+    changes = [] if optimizer == "sgd" else [f"optimizer={{name: {optimizer}, lr: 0.01}}"]
     recipe = tiny(method, *changes)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder, stops in ((whole, [0]), (cut, [3, 6, 11, 0])):

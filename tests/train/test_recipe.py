@@ -72,7 +72,11 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
         # unknown names
         ("method.name", "riggl", f"Expected method.name to be one of {METHOD_NAMES}. Got 'riggl'"),
         ("method", "nope", f"Expected method.name to be one of {METHOD_NAMES}. Got 'nope'."),
-        ("optimizer.name", "muon", "Expected optimizer.name to be one of adamw, sgd. Got 'muon'."),
+        (
+            "optimizer.name",
+            "muon",
+            "Expected optimizer.name to be one of adamw, masked_adamw, masked_sgd, sgd. Got 'muon'",
+        ),
         ("learning_rate", "cos", "Expected learning_rate.name to be one of constant, cosine, "),
         ("data.name", 3, f"Expected data.name to be one of {DATA}. Got 3."),
         ("format", "css", "Expected format to be one of auto, csr, masked"),

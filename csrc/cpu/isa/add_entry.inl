@@ -4,10 +4,10 @@
 // Sets of sums that take turns. PERF: one set of few vectors cannot feed two 512-bit multipliers of
 // latency 4. A batch of 16 takes 0.73 ns an entry with two sets, 0.48 with four and whole rows
 // (1024 x 1024 at density 0.25, Zen 5, one thread).
-template <int NV>
-constexpr int kChains = NV >= 8   ? 1
-                        : NV >= 4 ? 2
-                                  : 4;
+template <typename V, int NV>
+constexpr int kChains = V::kMultiplies < 2 || NV >= 8 ? 1
+                        : NV >= 4                     ? 2
+                                                      : 4;
 constexpr int32_t kChainsFrom = 6;  // entries of a row from which several sets pay
 
 template <typename V, int NV>
@@ -22,9 +22,9 @@ static SPARSEKERN_INLINE void add_entry(typename V::Element value, const typenam
 template <typename V, int NV, typename Value, typename Place>
 static SPARSEKERN_INLINE void add_entries(int32_t j, int32_t end, const Value& value,
                                           const Place& place, typename V::Reg* sum) {
-  if constexpr (kChains<NV> > 1) {
+  if constexpr (kChains<V, NV> > 1) {
     if (end - j >= kChainsFrom) {
-      constexpr int kMore = kChains<NV> - 1;
+      constexpr int kMore = kChains<V, NV> - 1;
       typename V::Reg more[kMore][NV];
       SPARSEKERN_UNROLL(8)
       for (int c = 0; c < kMore; ++c) {

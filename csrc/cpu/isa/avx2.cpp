@@ -1,6 +1,7 @@
 // Instantiates the AVX2 + FMA + F16C body. CMakeLists.txt gives this file its own flags.
 #include "kernels.h"
 #include "mask_kernels.h"
+#include "update_kernels.h"
 #include "vec_avx2.h"
 
 namespace sparsekern::avx2 {
@@ -8,6 +9,9 @@ namespace sparsekern::avx2 {
 #include "bits.inl"
 #include "convolve.inl"
 #include "dot.inl"
+#include "masked_adamw.inl"
+#include "masked_norm.inl"
+#include "masked_sgd.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
@@ -15,9 +19,11 @@ namespace sparsekern::avx2 {
 #include "spmm.inl"
 #include "sum_rows.inl"
 #include "table.inl"
+#include "update_table.inl"
 
 const PeakKernels kPeakKernels = {peak_flops<Vec, false>, peak_flops<Vec, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<Vec>();
 const MaskKernels<float> kFloatMaskKernels = mask_bodies<Vec>();
+const UpdateKernels kFloatUpdateKernels = update_table<Vec>();
 
 }  // namespace sparsekern::avx2

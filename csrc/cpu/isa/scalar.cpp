@@ -2,6 +2,7 @@
 // own flags.
 #include "kernels.h"
 #include "mask_kernels.h"
+#include "update_kernels.h"
 #include "vec_scalar.h"
 
 namespace sparsekern::scalar {
@@ -9,6 +10,9 @@ namespace sparsekern::scalar {
 #include "bits.inl"
 #include "convolve.inl"
 #include "dot.inl"
+#include "masked_adamw.inl"
+#include "masked_norm.inl"
+#include "masked_sgd.inl"
 #include "pack.inl"
 #include "patch.inl"
 #include "peak.inl"
@@ -16,11 +20,14 @@ namespace sparsekern::scalar {
 #include "spmm.inl"
 #include "sum_rows.inl"
 #include "table.inl"
+#include "update_table.inl"
 
 const PeakKernels kPeakKernels = {peak_flops<VecOf<float>, false>, peak_flops<VecOf<float>, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<VecOf<float>>();
 const PanelKernels<double> kDoubleKernels = panel_kernels<VecOf<double>>();
 const MaskKernels<float> kFloatMaskKernels = mask_bodies<VecOf<float>>();
 const MaskKernels<double> kDoubleMaskKernels = mask_bodies<VecOf<double>>();
+const UpdateKernels kFloatUpdateKernels = update_table<VecOf<float>>();
+const UpdateKernels kDoubleUpdateKernels = update_table<VecOf<double>>();
 
 }  // namespace sparsekern::scalar

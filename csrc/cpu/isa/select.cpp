@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "mask_kernels.h"
+#include "update_kernels.h"
 
 namespace sparsekern {
 namespace {
@@ -56,6 +57,15 @@ const MaskKernels<float>& float_mask_kernels() {
 }
 
 const MaskKernels<double>& double_mask_kernels() { return scalar::kDoubleMaskKernels; }
+
+const UpdateKernels& update_kernels(Dtype dtype) {
+  if (dtype == Dtype::kDouble) return scalar::kDoubleUpdateKernels;
+#if defined(SPARSEKERN_HAVE_X86_BODIES)
+  if (kIsa == Isa::kAvx512) return avx512::kFloatUpdateKernels;
+  if (kIsa == Isa::kAvx2) return avx2::kFloatUpdateKernels;
+#endif
+  return scalar::kFloatUpdateKernels;
+}
 
 const PeakKernels& peak_kernels() {
 #if defined(SPARSEKERN_HAVE_X86_BODIES)

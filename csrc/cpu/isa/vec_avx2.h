@@ -9,6 +9,7 @@ namespace sparsekern::avx2 {
 
 struct Vec {
   static constexpr int kWidth = 8;
+  static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m256;
 
@@ -94,6 +95,18 @@ struct Vec {
   // Bit i: whether byte i of 64 is not zero.
   static SPARSEKERN_INLINE uint64_t nonzero_bytes(const uint8_t* p) {
     return uint64_t(nonzero_half(p)) | uint64_t(nonzero_half(p + 32)) << 32;
+  }
+  static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
+  static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
+  static SPARSEKERN_INLINE Reg sqrt(Reg a) { return _mm256_sqrt_ps(a); }
+  // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
+  using Chosen = __m256i;
+  static SPARSEKERN_INLINE Chosen chosen(uint64_t word) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(word & 0xff)), lane), lane);
+  }
+  static SPARSEKERN_INLINE Reg select(Chosen chosen, Reg yes, Reg no) {
+    return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(chosen));
   }
 
   // 8 x 8 transpose: pairs, then quadruples, then the two 128-bit halves.

@@ -9,6 +9,7 @@ namespace sparsekern::avx512 {
 
 struct Vec {
   static constexpr int kWidth = 16;
+  static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m512;
 
@@ -105,6 +106,15 @@ struct Vec {
   static SPARSEKERN_INLINE uint64_t nonzero_bytes(const uint8_t* p) {
     const __m512i bytes = _mm512_loadu_si512(p);
     return _mm512_test_epi8_mask(bytes, bytes);
+  }
+  static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static SPARSEKERN_INLINE Reg sqrt(Reg a) { return _mm512_sqrt_ps(a); }
+  // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
+  using Chosen = __mmask16;
+  static SPARSEKERN_INLINE Chosen chosen(uint64_t word) { return Chosen(word); }
+  static SPARSEKERN_INLINE Reg select(Chosen chosen, Reg yes, Reg no) {
+    return _mm512_mask_mov_ps(no, chosen, yes);
   }
 
   // 16 x 16 transpose: pairs, quadruples, then 128-bit lanes twice.

@@ -10,6 +10,7 @@ namespace sparsekern::scalar {
 template <typename T>
 struct VecOf {
   static constexpr int kWidth = 8;
+  static constexpr int kMultiplies = 1;  // that start in one cycle
   using Element = T;
   struct Reg {
     T lane[kWidth];
@@ -96,6 +97,29 @@ struct VecOf {
     for (int i = 0; i < 64; ++i) bits |= uint64_t(p[i] != 0) << i;
     return bits;
   }
+  static SPARSEKERN_INLINE Reg mul(const Reg& a, const Reg& b) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] * b.lane[i];
+    return r;
+  }
+  static SPARSEKERN_INLINE Reg div(const Reg& a, const Reg& b) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] / b.lane[i];
+    return r;
+  }
+  static SPARSEKERN_INLINE Reg sqrt(const Reg& a) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = square_root(a.lane[i]);
+    return r;
+  }
+  // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
+  using Chosen = uint64_t;
+  static SPARSEKERN_INLINE Chosen chosen(uint64_t word) { return word; }
+  static SPARSEKERN_INLINE Reg select(Chosen chosen, const Reg& yes, const Reg& no) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = (chosen >> i) & 1u ? yes.lane[i] : no.lane[i];
+    return r;
+  }
   static SPARSEKERN_INLINE void transpose(Reg* r) {
     for (int i = 0; i < kWidth; ++i)
       for (int j = 0; j < i; ++j) {
@@ -112,6 +136,10 @@ struct VecOf {
       p[i] = accumulate ? p[i] + sum : sum;
     }
   }
+
+ private:
+  static SPARSEKERN_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+  static SPARSEKERN_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 };
 
 }  // namespace sparsekern::scalar

@@ -1,0 +1,145 @@
+"""Suite `optimizer`: one optimiser step over masked weights, against torch's fused optimiser.
+
+The rival multiplies gradients and weights by a float mask around torch's fused step (a bool mask is
+eight times slower). Beside it the fused step alone, which knows no mask, `MaskedAdamW` or
+`MaskedSGD` with dense weights, gradients and state, and both optimisers on compact values: weights,
+gradients and state of the kept weights alone, where there is nothing to mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from bench.record import Recorder
+from bench.timing import Times, interleave
+from sparsekern.optim import MaskedAdamW, MaskedSGD
+
+SIZES = (10_000_000, 50_000_000)
+TENSORS = 10  # of equal size
+DENSITIES = (0.5, 0.1, 0.01)
+RATE = 1e-6  # small, so that thousands of steps leave ordinary numbers
+
+RIVAL, FUSED, FUSED_AGAIN = "fused_and_masks", "fused", "fused_again"
+MASKED, COMPACT, COMPACT_TORCH = "masked", "compact", "compact_fused"
+
+# name -> ours, torch's fused, options, bytes of a float32 weight that pass through memory
+OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
+    "adamw": (MaskedAdamW, torch.optim.AdamW, {"lr": RATE}, 28),
+    "sgd": (MaskedSGD, torch.optim.SGD, {"lr": RATE, "momentum": 0.9, "weight_decay": 1e-4}, 20),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    optimizer: str
+    weights: int
+    density: float
+
+    def __str__(self) -> str:
+        return f"{self.optimizer} {self.weights / 1e6:.0f}M"
+
+
+def cases() -> Iterator[Case]:
+    for weights in SIZES:
+        for optimizer in OPTIMIZERS:
+            for density in DENSITIES:
+                yield Case(optimizer, weights, density)
+
+
+def run(recorder: Recorder, console: Console, budget_s: float) -> None:
+    """Measures every case; ``budget_s`` is for all of them together."""
+    todo = list(cases())
+    results: dict[Case, dict[str, Times]] = {}
+    for case in todo:
+        results[case] = interleave(contenders(case), budget_s / len(todo))
+        for name, times in results[case].items():
+            recorder.write(**_row(case, name, times, results[case]))
+    console.print(_table(results))
+
+
+def parameters(size: int) -> list[nn.Parameter]:
+    """Weights with gradients, in tensors of equal size."""
+    made = [nn.Parameter(torch.randn(size // TENSORS)) for _ in range(TENSORS)]
+    for parameter in made:
+        parameter.grad = torch.randn_like(parameter)
+    return made
+
+
+def contenders(case: Case) -> dict[str, Callable[[], None]]:
+    """Steps, each over weights, gradients and states of its own."""
+    torch.manual_seed(0)
+    ours, theirs, options, _ = OPTIMIZERS[case.optimizer]
+    masks = [torch.rand(case.weights // TENSORS) < case.density for _ in range(TENSORS)]
+    nnz = sum(int(torch.count_nonzero(mask)) for mask in masks)
+    dense = parameters(case.weights)
+    known = dict(zip(dense, masks, strict=True))
+    runs: dict[str, Callable[[], None]] = {
+        RIVAL: _with_masks(parameters(case.weights), masks, theirs, options),
+        FUSED: theirs(parameters(case.weights), fused=True, **options).step,
+        FUSED_AGAIN: theirs(parameters(case.weights), fused=True, **options).step,
+        MASKED: ours(dense, masks=known, **options).step,
+        COMPACT: ours(parameters(nnz), **options).step,
+        COMPACT_TORCH: theirs(parameters(nnz), fused=True, **options).step,
+    }
+    return runs
+
+
+def _with_masks(
+    params: list[nn.Parameter], masks: list[Tensor], kind: Any, options: dict[str, Any]
+) -> Callable[[], None]:
+    optimizer = kind(params, fused=True, **options)
+    factors = [mask.float() for mask in masks]
+
+    def step() -> None:
+        with torch.no_grad():
+            for parameter, factor in zip(params, factors, strict=True):
+                parameter.grad.mul_(factor)
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, factor in zip(params, factors, strict=True):
+                parameter.mul_(factor)
+
+    return step
+
+
+def _row(case: Case, name: str, times: Times, all_: dict[str, Times]) -> dict[str, Any]:
+    kept = case.density if name in (COMPACT, COMPACT_TORCH) else 1.0
+    moved = OPTIMIZERS[case.optimizer][3] * case.weights * kept
+    return {
+        "suite": "optimizer",
+        "op": case.optimizer,
+        "variant": name,
+        "pass": "step",
+        "shape": [case.weights],
+        "pattern": "unstructured",
+        "density": case.density,
+        "dtype": "float32",
+        "p20_ms": round(times.p20 * 1e3, 5),
+        "p50_ms": round(times.p50 * 1e3, 5),
+        "p80_ms": round(times.p80 * 1e3, 5),
+        "rounds": times.rounds,
+        "least_gbps": round(moved / times.p50 / 1e9, 2),
+        "speedup_over_fused_and_masks": round(all_[RIVAL].p50 / times.p50, 4),
+        "speedup_over_fused": round(all_[FUSED].p50 / times.p50, 4),
+    }
+
+
+def _table(results: dict[Case, dict[str, Times]]) -> Table:
+    table = Table(title="One optimiser step: ms, and speed-up over torch's fused step with masks")
+    names = (RIVAL, FUSED, FUSED_AGAIN, MASKED, COMPACT, COMPACT_TORCH)
+    for heading in ("optimizer", "density", *names):
+        table.add_column(heading, justify="right")
+    for case, times in results.items():
+        cells = [
+            f"{times[name].p50 * 1e3:.2f} ({times[RIVAL].p50 / times[name].p50:.2f}x)"
+            for name in names
+        ]
+        table.add_row(str(case), f"{case.density:.2f}", *cells)
+    return table

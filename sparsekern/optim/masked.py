@@ -1,0 +1,294 @@
+"""What ``MaskedSGD`` and ``MaskedAdamW`` share: masks, clipping, state and checkpoints."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sparsekern._checks import check_dtype, check_numbers
+from sparsekern.ops import mask as mask_ops
+from sparsekern.ops import update
+from sparsekern.ops.update._checks import WEIGHT_DTYPES, state_dtype
+from sparsekern.optim.masks import Masks, MaskSource
+
+MASKED = ("zero", "unchanged")
+
+
+@dataclass
+class Rows:
+    """Parameters of one group on one device that have a gradient."""
+
+    params: list[Tensor] = field(default_factory=list)
+    contiguous: list[Tensor] = field(default_factory=list)  # themselves, or copies
+    grads: list[Tensor] = field(default_factory=list)
+    bits: list[Tensor] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, param: Tensor, grad: Tensor, bits: Tensor, state: dict[str, Any]) -> None:
+        """One parameter more."""
+        self.params.append(param)
+        self.contiguous.append(param if param.is_contiguous() else param.contiguous())
+        self.grads.append(grad if grad.is_contiguous() else grad.contiguous())
+        self.bits.append(bits)
+        self.states.append(state)
+
+
+class MaskedOptimizer(Optimizer):
+    """The base of :class:`MaskedSGD` and :class:`MaskedAdamW`.
+
+    Attributes:
+        masked: what becomes of masked weights, "zero" or "unchanged".
+        clip_norm: the largest norm of all kept gradients together, or None.
+        grad_norm: of the last step, before clipping; one number as a tensor. None without
+            ``clip_norm``.
+    """
+
+    state_names: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        masks: Masks | None,
+        model: nn.Module | None,
+        masked: str,
+        clip_norm: float | None,
+    ) -> None:
+        if masked not in MASKED:
+            raise ValueError(f"Expected masked to be one of {', '.join(MASKED)}. Got {masked!r}.")
+        if clip_norm is not None:
+            check_numbers(clip_norm=clip_norm)
+        self.masked, self.clip_norm = masked, clip_norm
+        self.grad_norm: Tensor | None = None
+        self._source = MaskSource(model)
+        # The mask that a parameter's state was last cleared with, and its version.
+        self._cleared: dict[Tensor, tuple[Tensor, int]] = {}
+        super().__init__(params, defaults)
+        if masks is not None:
+            self.set_masks(masks)
+
+    # Masks
+
+    def set_masks(self, masks: Masks) -> None:
+        """Gives parameters new masks from the next step on; the others keep theirs.
+
+        Weights that stay kept keep their state, grown ones start at zero: what is masked has no
+        state. A layer of a sparse model changes its mask with ``layer.set_mask`` instead.
+
+        Args:
+            masks: bool of the parameter's shape, True = kept, by parameter; None takes it away.
+
+        Raises:
+            TypeError, ValueError: see :class:`MaskSource`; nothing is changed.
+        """
+        self._source.set(masks, self._held())
+
+    def mask(self, parameter: Tensor) -> Tensor | None:
+        """The present mask of a parameter as bool of its shape; None if it has none."""
+        bits = self._source.bits().get(parameter)
+        return None if bits is None else mask_ops.unpack_bits(bits, tuple(parameter.shape))
+
+    def _held(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
+
+    # Stepping
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. Everything is checked before the first weight changes.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, if there is a closure.
+
+        Raises:
+            RuntimeError: a sparse or complex gradient.
+            TypeError, ValueError: a parameter that is not floating; a state or a mask that is not
+                that of the parameter.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = self._gather()
+        factor = self._clip([rows for _, rows in work])
+        for group, rows in work:
+            here = None if factor is None else factor.to(rows.params[0].device)
+            self._clear_masked(rows)
+            self._update(group, rows, here)
+            # NOTE: native code does not count versions; without this, autograd would not see that a
+            # weight it has saved is another one now.
+            torch.autograd.graph.increment_version(rows.params)
+            for parameter, used in zip(rows.params, rows.contiguous, strict=True):
+                if used is not parameter:
+                    parameter.copy_(used)
+        return loss
+
+    def _gather(self) -> list[tuple[dict[str, Any], Rows]]:
+        """What has a gradient, with its mask, one entry for each group and device."""
+        masks, work = self._source.bits(), []
+        none: dict[torch.device, Tensor] = {}
+        for group in self.param_groups:
+            self._check_options(group)
+            devices: dict[torch.device, Rows] = {}
+            for parameter in group["params"]:
+                grad = parameter.grad
+                if grad is None:
+                    continue
+                state, bits = self.state[parameter], masks.get(parameter) if masks else None
+                self._check_parameter(parameter, grad, state, bits)
+                device = parameter.device
+                if device not in devices:
+                    devices[device] = Rows()
+                    none[device] = torch.empty(0, dtype=torch.uint8, device=device)
+                devices[device].add(parameter, grad, none[device] if bits is None else bits, state)
+            work += [(group, rows) for rows in devices.values()]
+        return work
+
+    def _check_parameter(
+        self, parameter: Tensor, grad: Tensor, state: dict[str, Any], bits: Tensor | None
+    ) -> None:
+        if grad.layout != torch.strided or grad.is_complex():
+            kind = "complex" if grad.is_complex() else "sparse"
+            raise RuntimeError(
+                f"Expected gradients to be dense and real. Got a {kind} one: "
+                f"{type(self).__name__} does not support it."
+            )
+        check_dtype(parameter, "parameters", WEIGHT_DTYPES)
+        for name in self.state_names:
+            value = state.get(name)
+            if value is not None and value.shape != parameter.shape:
+                raise ValueError(
+                    f"Expected {name} to have the shape of its parameter, "
+                    f"{tuple(parameter.shape)}. Got {tuple(value.shape)}."
+                )
+        if bits is not None and bits.numel() != (parameter.numel() + 7) // 8:
+            raise ValueError(
+                "Expected the mask of a parameter to have its shape. Got one of "
+                f"{bits.numel()} bytes for a parameter of shape {tuple(parameter.shape)}, which "
+                "has changed since: give it another with set_masks."
+            )
+
+    def _clip(self, work: Sequence[Rows]) -> Tensor | None:
+        """What gradients are multiplied by so that their norm is at most ``clip_norm``."""
+        self.grad_norm = None
+        if self.clip_norm is None:
+            return None
+        devices: dict[torch.device, Rows] = defaultdict(Rows)
+        for rows in work:
+            own = devices[rows.params[0].device]
+            own.grads += rows.grads
+            own.bits += rows.bits
+        norms = [update.masked_norm(each.grads, each.bits) for each in devices.values()]
+        if len(norms) == 1:
+            self.grad_norm = norms[0]
+        else:
+            home = norms[0].device if norms else torch.device("cpu")
+            parts = [norm.to(home, torch.float64) for norm in norms]
+            self.grad_norm = torch.stack([torch.zeros((), device=home).double(), *parts]).norm()
+        # The same small number as torch.nn.utils.clip_grad_norm_ takes.
+        return (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+
+    def _update(self, group: dict[str, Any], rows: Rows, factor: Tensor | None) -> None:
+        """Calls the op on the contiguous tensors of ``rows``."""
+        raise NotImplementedError
+
+    def _states(self, rows: Rows, name: str) -> list[Tensor]:
+        """The states of that name, zeros where there are none."""
+        states = []
+        for parameter, state in zip(rows.params, rows.states, strict=True):
+            value = state.get(name)
+            dtype = state_dtype(parameter.dtype)
+            if value is None:
+                value = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+            elif value.dtype != dtype or not value.is_contiguous():
+                value = value.to(dtype).contiguous()
+            state[name] = value
+            states.append(value)
+        return states
+
+    def _clear_masked(self, rows: Rows) -> None:
+        """State of weights that are masked since the last step becomes zero."""
+        for parameter, bits, state in zip(rows.params, rows.bits, rows.states, strict=True):
+            if bits.numel() == 0:
+                continue
+            seen = self._cleared.get(parameter)
+            if seen and seen[0] is bits and seen[1] == bits._version:
+                continue
+            for name in self.state_names:
+                if state.get(name) is not None:
+                    state[name] = state[name].contiguous()
+                    mask_ops.apply_(state[name], bits)
+            self._cleared[parameter] = (bits, bits._version)
+
+    # Groups, copies and checkpoints
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; the group's options are checked first."""
+        self._check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """Raises unless the numbers of a group can be used."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("masked", "clip_norm", "grad_norm", "_source")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options = {**state.get("defaults", self.__dict__.get("defaults", {}))}
+        options.pop("differentiable", None)  # which torch adds by itself
+        super().__setstate__(state)
+        self._cleared = {}
+        for group in self.param_groups:  # a state of torch's may lack an option
+            for name, value in options.items():
+                group.setdefault(name, value)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state of this optimiser, or of torch's of the same name without "Masked".
+
+        Masks are not part of it: a model's are in the model's own state, others are given anew.
+        State of masked weights is cleared in the next step.
+
+        Raises:
+            NotImplementedError, ValueError, TypeError: options that are not supported, as when the
+                optimiser is built; nothing is changed.
+        """
+        for group in state_dict["param_groups"]:
+            self._check_options({**self.defaults, **group})
+        super().load_state_dict(state_dict)
+        # torch gives state the dtype of the weights; that of 16-bit weights is float32 here.
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for key, parameter in zip(saved, list(self._held()), strict=True):
+            for name in self.state_names:
+                value = state_dict["state"].get(key, {}).get(name)
+                dtype = state_dtype(parameter.dtype)
+                if isinstance(value, Tensor) and dtype != parameter.dtype:
+                    copy = value.to(parameter.device, dtype, copy=True)
+                    self.state[parameter][name] = copy
+
+
+def keeps_zeros(optimizer: Optimizer) -> set[int]:
+    """``id`` of the dense masters whose masked weights, which are zero, stay so in every step of
+    the optimiser: nobody has to mask them again."""
+    if not isinstance(optimizer, MaskedOptimizer):
+        return set()
+    return {id(parameter) for parameter in optimizer._source.of_model()}
+
+
+def rate(lr: float | Tensor) -> float:
+    """A learning rate as a number; torch's schedulers fill it where it is a tensor."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"Expected lr to have one element. Got shape {tuple(lr.shape)}.")
+    return lr.item() if isinstance(lr, Tensor) else lr
