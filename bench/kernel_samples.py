@@ -83,6 +83,17 @@ def _to_dense(device: torch.device) -> tuple[Any, ...]:
     return torch.randn(col.shape, device=device), crow, col, COLS
 
 
+def _rebuild(device: torch.device) -> tuple[Any, ...]:
+    kept = _kept(device)
+    return *csr.index_from_mask(kept), kept.flip(0), COLS, 1
+
+
+def _move(device: torch.device) -> tuple[Any, ...]:
+    old, new = _rows(device), _rows(device, seed=1)
+    positions = csr.position_map(*new, *old)
+    return torch.randn(positions.shape, device=device), positions.clamp(max=positions.numel() - 1)
+
+
 def _update(device: torch.device) -> list[list[Tensor]]:
     """Ten weights, gradients, states and masks."""
     many = range(10)
@@ -166,6 +177,8 @@ SAMPLES: dict[str, Maker] = {
     "csr_transpose": lambda device: (*_rows(device), COLS),
     "csr_panel_starts": lambda device: (*_rows(device), COLS),
     "csr_position_map": lambda device: (*_rows(device), *_rows(device, seed=1)),
+    "csr_rebuild_": _rebuild,
+    "csr_move_": _move,
     "csr_to_dense": _to_dense,
     "csr_gather": lambda device: (torch.randn(ROWS, COLS, device=device), *_rows(device)),
     "mask_linear": _mask_linear,
@@ -175,7 +188,13 @@ SAMPLES: dict[str, Maker] = {
         int(DENSITY * ROWS * COLS),
         None,
     ),
+    "mask_topk_bits": lambda device: (
+        torch.randn(ROWS, COLS, device=device),
+        int(DENSITY * ROWS * COLS),
+        None,
+    ),
     "mask_pack_bits": lambda device: (_kept(device),),
+    "mask_count": lambda device: (_kept(device),),
     "mask_unpack_bits": lambda device: (mask.pack_bits(_kept(device)), [ROWS, COLS]),
     "mask_apply_": lambda device: (
         torch.randn(ROWS, COLS, device=device),

@@ -15,7 +15,18 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import block, conv2d, linear, never_slower, optimizer, roofline, step, topology, train
+from bench import (
+    block,
+    changes,
+    conv2d,
+    linear,
+    never_slower,
+    optimizer,
+    roofline,
+    step,
+    topology,
+    train,
+)
 from bench.record import ROOT, Recorder
 
 SUITES = {
@@ -23,6 +34,7 @@ SUITES = {
     "block": block.run,
     "conv2d": conv2d.run,
     "topology": topology.run,
+    "changes": changes.run,
     "step": step.run,
     "optimizer": optimizer.run,
     "never_slower": never_slower.run,

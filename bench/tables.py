@@ -131,6 +131,49 @@ def topology(results: Path) -> str:
     return "\n\n".join(parts)
 
 
+CHANGES = {
+    "scores_given": "scores given",
+    "rigl": "RigL's update",
+    "set": "SET's update",
+    "topk": "top-k as a bool mask",
+    "topk_bits": "top-k as bits",
+}
+NETWORKS = {
+    "mlp": "MLP, 4 x (1024 to 1024)",
+    "resnet18": "ResNet-18, 32 x 32",
+    "many_weights": "25 million weights",
+}
+
+
+def changes(results: Path) -> str:
+    """Changes of topology of whole networks, in ms and over training steps of the network."""
+    parts = []
+    rows = newest("changes", results)
+    for machine in sorted({row["device"] for row in rows}):
+        own = [row for row in rows if row["device"] == machine]
+        body = [
+            [
+                NETWORKS[row["op"]],
+                f"{row['density']:.2f}",
+                CHANGES[row["variant"]],
+                f"{row['p50_ms']:.2f}",
+                *(
+                    "" if row[key] is None else f"{row[key]:.2f}"
+                    for key in ("of_a_step", "of_a_dense_step")
+                ),
+            ]
+            for row in own
+            if row["variant"] in CHANGES
+        ]
+        first = own[0]
+        parts.append(
+            markdown(["network", "density", "change", "ms", "of a step", "of a dense step"], body)
+            + f"\n\nBatch {first['shape'][0]}, {first['threads']} threads; {machine}, float32, "
+            f"torch {first['torch']}, commit `{first['commit']}`."
+        )
+    return "\n\n".join(parts)
+
+
 def optimizer(op: str) -> Callable[[Path], str]:
     """Speed-up of one optimiser step over torch's fused step with masks, by number of weights."""
 
@@ -200,6 +243,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "step sgd": speedups("step", "sgd"),
     "step adamw": speedups("step", "adamw"),
     "topology": topology,
+    "changes": changes,
     "optimizer adamw": optimizer("adamw"),
     "optimizer sgd": optimizer("sgd"),
 }

@@ -1,9 +1,9 @@
 """Suite `topology`: a change of a layer's topology, over one training step of that layer.
 
-The change starts from given scores: the mask of the largest, the index of the new mask in both
-directions, the values in their new places, and optimiser state that moves along. It is compared
-with forward, backward and optimiser step of the same layer at batch 128, and with those of its
-dense twin, in the same run. Each change drops and grows about three weights in ten.
+The change starts from given scores: the mask of the largest as bits, the index of the new mask in
+both directions, the values in their new places, and optimiser state that moves along. It is
+compared with forward, backward and optimiser step of the same layer at batch 128, and with those of
+its dense twin, in the same run. Each change drops and grows about three weights in ten.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def contenders(case: Case) -> dict[str, Callable[[], None]]:
     first = torch.rand(stored.shape)
     second = torch.where(torch.rand(stored.shape) < CHANGED, torch.rand(stored.shape), first)
     scores = itertools.cycle((first, second))
-    masks = itertools.cycle([mask_ops.topk(each, stored.nnz) for each in (first, second)])
+    masks = itertools.cycle([mask_ops.topk_bits(each, stored.nnz) for each in (first, second)])
 
     def change() -> None:
-        moved = stored.set_mask(mask_ops.topk(next(scores), stored.nnz))
+        moved = stored.set_mask(mask_ops.topk_bits(next(scores), stored.nnz))
         move_state(optimizer, stored.parameter, moved)
 
     same = stored.set_mask(next(masks))
@@ -101,7 +101,7 @@ def contenders(case: Case) -> dict[str, Callable[[], None]]:
         STEP: step,
         DENSE_STEP: _training_step(dense, OPTIMIZERS[case.optimizer](dense.parameters()), x),
         CHANGE: change,
-        "topk": lambda: mask_ops.topk(next(scores), stored.nnz),
+        "topk": lambda: mask_ops.topk_bits(next(scores), stored.nnz),
         "set_mask": lambda: stored.set_mask(next(masks)),
         "move_state": lambda: move_state(optimizer, stored.parameter, same),
     }

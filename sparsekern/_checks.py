@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+_INNER = tuple(str(Path(file).parent) + os.sep for file in (__file__, str(torch.__file__)))
+
+
+def warn(text: str) -> None:
+    """A UserWarning that points at the first line outside of this package and of torch."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_code.co_filename.startswith(_INNER):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)
 
 
 def describe(value: object) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from sparsekern._checks import warn
 
 PACKAGE = Path(__file__).resolve().parent
 ISAS = ("scalar", "avx2", "avx512")
@@ -38,9 +39,8 @@ class NativeLibrary:
         """One warning per process: everything works without the library, but slowly."""
         if not self.loaded and not self.warned:
             self.warned = True
-            warnings.warn(
-                f"sparsekern runs on its plain-torch references, which save no time: {self.reason}",
-                stacklevel=3,
+            warn(
+                f"sparsekern runs on its plain-torch references, which save no time: {self.reason}"
             )
 
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from bench import block, conv2d, linear, optimizer, step, tables, topology
+from bench import block, changes, conv2d, linear, optimizer, step, tables, topology
 from bench.kernel_samples import SAMPLES, sample
 from bench.record import Recorder
 from bench.run import SUITES
@@ -49,7 +49,7 @@ def test_samples_belong_to_ops_and_pass_their_checks() -> None:
 
 def test_an_op_without_a_sample_is_timed_on_its_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(SAMPLES, "mask_topk")
-    assert sample(OPS["mask_topk"], CPU).id == "several_chunks"
+    assert sample(OPS["mask_topk"], CPU).id == "long_among"
 
 
 def test_pytest_benchmark_runs_them() -> None:
@@ -70,6 +70,7 @@ def test_known_suites() -> None:
         "block",
         "conv2d",
         "topology",
+        "changes",
         "step",
         "optimizer",
         "never_slower",
@@ -153,6 +154,42 @@ def test_topology_contenders_do_what_they_say(
     assert 0.1 < changed < 0.5
     assert layer.format.nnz == round(0.2 * layer.format.numel)
     layer.format.validate()
+
+
+def test_changes_of_networks_change_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contender does what it is called, and the rows make a table."""
+    networks: dict[str, Callable[[], Any]] = {
+        "mlp": lambda: (
+            torch.nn.Sequential(torch.nn.Linear(40, 32), torch.nn.Linear(32, 24)),
+            torch.randn(8, 40),
+        )
+    }
+    monkeypatch.setattr(changes, "NETWORKS", networks)
+    monkeypatch.setattr(changes, "DENSITIES", (0.2,))
+    monkeypatch.setattr(changes, "MANY", 30)
+    found: list[changes.Pruner] = []
+
+    class Spy(changes.Pruner):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            found.append(self)
+
+    monkeypatch.setattr(changes, "Pruner", Spy)
+    runs = changes.contenders("mlp", 0.2)
+    assert list(runs) == ["dense_training_step", "training_step", "scores_given", "rigl", "set"]
+    rigl, other = found
+    for name, pruner in (("scores_given", rigl), ("rigl", rigl), ("set", other)):
+        before = [layer.mask() for layer in pruner.layers]
+        runs[name]()
+        for layer, mask in zip(pruner.layers, before, strict=True):
+            assert int((layer.mask() ^ mask).sum()) > 0.2 * int(mask.sum())
+            layer.format.validate()
+    recorder = Recorder(tmp_path, "green")
+    recorder.common["commit"] = "0"  # the rows of a tree with changes make no table
+    changes.run(recorder, Console(quiet=True), 0.0)
+    table = tables.changes(tmp_path)
+    assert len(table.splitlines()) == 2 + 3 + 3 + 2  # head, network, matrix, foot
+    assert "RigL's update" in table
 
 
 @pytest.mark.parametrize("model", list(step.MODELS))

@@ -49,6 +49,20 @@ def test_everything_works_without_the_library() -> None:
     assert "SPARSEKERN_NATIVE=0 is set" in result.stdout
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sk.nn.SparseLinear(8, 4, density=0.5)",
+        "sk.sparsify(torch.nn.Sequential(torch.nn.Linear(8, 4)), 0.5)",
+    ],
+)
+def test_the_warning_points_at_the_users_line(tmp_path: Path, line: str) -> None:
+    script = tmp_path / "user.py"
+    script.write_text(f"import torch\nimport sparsekern as sk\n\n{line}\n")
+    result = run(f"import runpy; runpy.run_path({str(script)!r})", SPARSEKERN_NATIVE="0")
+    assert f"{script}:4: UserWarning: sparsekern runs on its plain-torch" in result.stderr
+
+
 def test_no_warning_with_the_library() -> None:
     if not native.loaded:
         pytest.skip(f"no native library: {native.reason}")

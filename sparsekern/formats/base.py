@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsekern._checks import check_mask
+from sparsekern._checks import check_device, check_mask, check_shape
 from sparsekern._extension import native
 from sparsekern._registry import Registry
+from sparsekern.ops import csr
+from sparsekern.ops import mask as mask_ops
 from sparsekern.patterns import UNSTRUCTURED, Pattern
 
 if TYPE_CHECKING:
@@ -59,6 +61,18 @@ class TopologyChange:
             return torch.where(self.positions >= 0, moved, moved.new_zeros(()))
         assert self.kept is not None
         return torch.where(self.kept.view(state.shape), state, state.new_zeros(()))
+
+    def move_(self, state: Tensor) -> None:
+        """The same in place, for a change that keeps the number of elements."""
+        if not state.is_contiguous() or state.element_size() > 8:
+            state.copy_(self.move(state).view(state.shape))
+        elif self.positions is not None:
+            csr.move_(state.view(-1), self.positions)
+        elif state.is_floating_point() and state.element_size() >= 2:
+            assert self.kept is not None
+            mask_ops.apply_(state, mask_ops.pack_bits(self.kept))
+        else:
+            state.copy_(self.move(state))
 
 
 def check_no_graph(parameter: nn.Parameter, shape: torch.Size) -> None:
@@ -149,8 +163,12 @@ class SparseFormat(nn.Module, ABC):
         """The weight with zeros, exact and differentiable."""
 
     @abstractmethod
-    def mask(self) -> Tensor:
-        """Which weights are kept: bool of the weight's shape."""
+    def mask(self, among: Tensor | None = None) -> Tensor:
+        """Which weights are kept: bool of the weight's shape.
+
+        ``among`` (bool ``[nnz]``, in the order of :meth:`active_values`) leaves only those of the
+        kept weights for which it is True.
+        """
 
     @abstractmethod
     def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
@@ -160,7 +178,11 @@ class SparseFormat(nn.Module, ABC):
     @abstractmethod
     def set_mask(self, mask: Tensor) -> TopologyChange:
         """Changes the topology. Kept weights keep their values, grown ones are zero. With an equal
-        number of kept weights every tensor is changed in place (no recompilation)."""
+        number of kept weights every tensor is changed in place (no recompilation).
+
+        ``mask`` is bool of the weight's shape, or uint8 as :func:`sparsekern.ops.mask.pack_bits`
+        packs it.
+        """
 
     @abstractmethod
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -284,7 +306,15 @@ class SparseFormat(nn.Module, ABC):
         return rows, self.numel // rows if rows else 0
 
     def _check_mask(self, mask: Tensor) -> Tensor:
-        check_mask(mask, self.shape, self.parameter.device)
+        if isinstance(mask, Tensor) and mask.dtype == torch.uint8:
+            check_shape(mask, "mask", ((self.numel + 7) // 8,))
+            check_device(mask, "mask", self.parameter.device, "weight")
+            unused = -self.numel % 8
+            if unused:
+                mask = mask.clone()
+                mask[-1] &= 255 >> unused
+        else:
+            check_mask(mask, self.shape, self.parameter.device)
         return mask
 
     def _load_from_state_dict(

@@ -18,6 +18,7 @@ from sparsekern.formats.base import (
 )
 from sparsekern.formats.csr import broken_rows
 from sparsekern.ops import OPS, Op, bsr, csr
+from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.bsr import BsrIndex
 from sparsekern.patterns import Block
 
@@ -147,8 +148,9 @@ class BsrFormat(SparseFormat):
         columns = self._grid(self.block_shape)[1]
         return bsr.from_matrix(bsr.to_dense(values, self.crow, self.col, columns), self.shape)
 
-    def mask(self) -> Tensor:
-        return self._dense(torch.ones_like(self.values, dtype=torch.bool))
+    def mask(self, among: Tensor | None = None) -> Tensor:
+        mask = self._dense(torch.ones_like(self.values, dtype=torch.bool))
+        return mask if among is None else mask.masked_scatter(mask, among)
 
     def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
         values = self.values if dense_or_parameter is None else dense_or_parameter
@@ -172,7 +174,10 @@ class BsrFormat(SparseFormat):
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:
         block = self.block_shape
-        index = bsr.index_from_mask(bsr.block_mask(bsr.as_matrix(self._check_mask(mask)), block))
+        mask = self._check_mask(mask)
+        if mask.dtype == torch.uint8:
+            mask = mask_ops.unpack_bits(mask, self.shape)
+        index = bsr.index_from_mask(bsr.block_mask(bsr.as_matrix(mask), block))
         blocks = csr.position_map(self.crow, self.col, index.crow, index.col)
         positions = bsr.element_positions(blocks, block)
         change = TopologyChange(positions=positions, old_numel=self.nnz)

@@ -17,6 +17,7 @@ from sparsekern.formats.base import (
     replace_data,
 )
 from sparsekern.ops import OPS, Op, csr
+from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
 
 
@@ -109,9 +110,10 @@ class CsrFormat(SparseFormat):
             self.shape
         )
 
-    def mask(self) -> Tensor:
-        ones = torch.ones(self.nnz, dtype=torch.bool, device=self.col.device)
-        return csr.to_dense(ones, self.crow, self.col, self._matrix_shape()[1]).view(self.shape)
+    def mask(self, among: Tensor | None = None) -> Tensor:
+        if among is None:
+            among = torch.ones(self.nnz, dtype=torch.bool, device=self.col.device)
+        return csr.to_dense(among, self.crow, self.col, self._matrix_shape()[1]).view(self.shape)
 
     def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
         return self.values.detach() if dense_or_parameter is None else dense_or_parameter
@@ -133,14 +135,18 @@ class CsrFormat(SparseFormat):
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:
-        index = csr.index_from_mask(self._check_mask(mask))
+        mask = self._check_mask(mask)
+        if mask_ops.count(mask) == self.nnz:
+            positions = csr.rebuild_(self.index, mask, self.shape)
+            change = TopologyChange(positions=positions, old_numel=self.nnz)
+            change.move_(self.values)
+            return change
+        if mask.dtype == torch.uint8:
+            mask = mask_ops.unpack_bits(mask, self.shape)
+        index = csr.index_from_mask(mask)
         positions = csr.position_map(self.crow, self.col, index.crow, index.col)
         change = TopologyChange(positions=positions, old_numel=self.nnz)
-        values = change.move(self.values.data)
-        if index.nnz == self.nnz:
-            self.values.copy_(values)
-        else:
-            replace_data(self.values, values)
+        replace_data(self.values, change.move(self.values.data))
         self._set_index(index)
         self._choose_variant()
         return change

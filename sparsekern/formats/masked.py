@@ -47,7 +47,7 @@ class MaskedFormat(SparseFormat):
         for name in CsrIndex._fields:
             self.register_buffer(name, None, persistent=False)
         self._wanted = variant
-        self._refresh(mask)
+        self._refresh()
 
     @classmethod
     def from_dense(
@@ -93,8 +93,9 @@ class MaskedFormat(SparseFormat):
     def to_dense(self) -> Tensor:
         return self.weight * self.mask()
 
-    def mask(self) -> Tensor:
-        return mask_ops.unpack_bits(self.bits, self.shape)
+    def mask(self, among: Tensor | None = None) -> Tensor:
+        mask = mask_ops.unpack_bits(self.bits, self.shape)
+        return mask if among is None else mask.masked_scatter(mask, among)
 
     def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
         dense = self.weight.detach() if dense_or_parameter is None else dense_or_parameter
@@ -119,17 +120,19 @@ class MaskedFormat(SparseFormat):
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:
-        mask = self._check_mask(mask)
-        change = TopologyChange(kept=self.mask() & mask)
-        self.bits.copy_(mask_ops.pack_bits(mask))
-        self._refresh(mask)
+        bits = self._check_mask(mask)
+        if bits.dtype == torch.bool:
+            bits = mask_ops.pack_bits(bits)
+        change = TopologyChange(kept=mask_ops.unpack_bits(self.bits & bits, self.shape))
+        self.bits.copy_(bits)
+        self._refresh()
         return change
 
     @torch.no_grad()
-    def _refresh(self, mask: Tensor) -> None:
+    def _refresh(self) -> None:
         """Zeroes the weights outside of the mask and rebuilds what follows from it."""
         mask_ops.apply_(self.weight.data, self.bits)
-        self._nnz = int(torch.count_nonzero(mask))
+        self._nnz = mask_ops.count(self.bits)
         self._set_index(None)
         self._choose_variant()
 
@@ -180,7 +183,7 @@ class MaskedFormat(SparseFormat):
         """The sizes never change."""
 
     def _finish_load(self) -> None:
-        self._refresh(self.mask())
+        self._refresh()
 
 
 FORMATS.add(MaskedFormat.name, MaskedFormat)

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sparsekern._checks import warn
 from sparsekern.formats.plan import DENSE_LAYER
 from sparsekern.nn.measure import Times
 
@@ -87,15 +87,15 @@ class TimesCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path.with_suffix(".lock")):
-                entries = _read(self.path, warn=False) | self._new
+                entries = _read(self.path, loud=False) | self._new
                 kept = dict(list(entries.items())[-MAXIMUM_ENTRIES:])
                 _replace(self.path, json.dumps({"version": VERSION, "times": kept}))
         except OSError as error:
-            warnings.warn(f"sparsekern keeps no measured times: {error}", stacklevel=4)
+            warn(f"sparsekern keeps no measured times: {error}")
         self._new = {}
 
 
-def _read(path: Path, warn: bool = True) -> dict[str, Times]:
+def _read(path: Path, loud: bool = True) -> dict[str, Times]:
     try:
         values = json.loads(path.read_text("utf-8"))
         if not isinstance(values, dict) or values.get("version") != VERSION:
@@ -106,11 +106,9 @@ def _read(path: Path, warn: bool = True) -> dict[str, Times]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        if warn:
+        if loud:
             reason = str(error).split("\n")[0]
-            warnings.warn(
-                f"sparsekern measures anew, ignoring the times in {path}: {reason}", stacklevel=4
-            )
+            warn(f"sparsekern measures anew, ignoring the times in {path}: {reason}")
         return {}
     return entries
 

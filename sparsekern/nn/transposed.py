@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsekern.formats import SparseFormat, TopologyChange
 from sparsekern.nn.linear import SparseLinear
+from sparsekern.ops import mask as mask_ops
 
 
 def is_transposed_linear(module: nn.Module) -> bool:
@@ -49,6 +50,8 @@ class SparseTransposedLinear(SparseLinear):
 
     def set_mask(self, mask: Tensor) -> TopologyChange:
         """See :meth:`SparseLinear.set_mask`; the mask is ``[in_features, out_features]``."""
+        if isinstance(mask, Tensor) and mask.dtype == torch.uint8:
+            mask = mask_ops.unpack_bits(mask, (self.in_features, self.out_features))
         return self.format.set_mask(mask.t() if isinstance(mask, Tensor) else mask)
 
     def to_dense(self) -> nn.Module:  # type: ignore[override]

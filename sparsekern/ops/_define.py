@@ -68,6 +68,7 @@ class Op:
     cost: Callable[..., Cost]
     deterministic: bool
     function: type[torch.autograd.Function] | None
+    written: tuple[int, ...]  # arguments that it changes in place, so that autograd must know
 
     def __call__(self, *args: Any, variant: str = "auto", **kwargs: Any) -> Any:
         self.check(*args, **kwargs)
@@ -86,7 +87,10 @@ class Op:
 
     def _run(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self.function is None or torch.compiler.is_compiling():
-            return self.overload(*args, **options)
+            result = self.overload(*args, **options)
+            if self.written and not torch.compiler.is_compiling():
+                self._tell_autograd(args)
+            return result
         if _transforming():
             if any(_is_tracked(value) for value in args):
                 raise NotImplementedError(
@@ -98,6 +102,12 @@ class Op:
             with torch._C._AutoDispatchBelowAutograd():  # PERF: 20 us less, of 50
                 return self.overload(*args, **options)
         return self.function.apply(*args, options)
+
+    def _tell_autograd(self, args: tuple[Any, ...]) -> None:
+        """Backward passes that have saved what was written refuse to run from now on."""
+        values = [args[i] for i in self.written]
+        lists = [value if isinstance(value, (list, tuple)) else [value] for value in values]
+        torch.autograd.graph.increment_version([tensor for each in lists for tensor in each])
 
     def without_gradient(self, *args: Any, **options: Any) -> Any:
         """The op without its autograd entry, for gradient formulas; with it when a second
@@ -168,6 +178,11 @@ def define_op(
         cost=cost,
         deterministic=deterministic,
         function=function,
+        written=tuple(
+            i
+            for i, argument in enumerate(overload._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ),
     )
     return OPS.add(name, op)
 

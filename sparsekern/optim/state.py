@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from sparsekern.formats import TopologyChange
 
@@ -16,11 +16,14 @@ def move_state(optimizer: Optimizer, parameter: nn.Parameter, change: TopologyCh
     """Moves the state of one parameter: kept weights keep theirs, grown ones start at zero.
 
     Works for every optimiser that keeps tensors shaped like the parameter (momentum of SGD, both
-    moments of Adam, ...). Call it after the format's ``set_mask``.
+    moments of Adam, ...). The history of LBFGS, one for all weights, starts anew: it describes
+    the curvature between the old weights. Call it after the format's ``set_mask``.
 
     Returns:
         Names of state tensors of another shape, which were left as they are.
     """
+    if restart_history(optimizer):
+        return []
     state = optimizer.state.get(parameter, {})
     old_numel = parameter.numel() if change.old_numel is None else change.old_numel
     left = []
@@ -30,20 +33,31 @@ def move_state(optimizer: Optimizer, parameter: nn.Parameter, change: TopologyCh
         if value.numel() != old_numel:
             left.append(key)
             continue
-        moved = change.move(value)
-        if moved.shape == value.shape:
-            value.copy_(moved)
+        if value.numel() == parameter.numel():
+            change.move_(value)
         else:
-            state[key] = moved
+            state[key] = change.move(value)
     return left
 
 
 def reset_state(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     """Forgets the state of a parameter whose shape has changed. Returns whether there was any."""
+    if restart_history(optimizer):
+        return True
     if optimizer.state.get(parameter):
         optimizer.state[parameter] = {}
         return True
     return False
+
+
+def restart_history(optimizer: Optimizer) -> bool:
+    """Forgets what an LBFGS, or a class derived from it, keeps about all weights in common.
+    Returns whether the optimiser is one."""
+    if not isinstance(optimizer, LBFGS):
+        return False
+    optimizer.state.clear()
+    optimizer._numel_cache = None
+    return True
 
 
 def check_holds(optimizer: Optimizer, weights: Mapping[str, nn.Parameter]) -> None:

@@ -129,9 +129,7 @@ class Method(ABC):
         kept_count, grown_count = self.counts(layer, clock)
         if isinstance(self.pattern, Block):
             return self._update_blocks(layer, kept_count, grown_count, self.pattern)
-        mask = layer.mask()
-        kept = mask.clone()
-        kept[mask] = self.keep(layer, kept_count)
+        kept = layer.format.mask(self.keep(layer, kept_count))
         if grown_count == 0:
             return kept
         return kept | self.grow(layer, grown_count, ~kept)

@@ -21,7 +21,13 @@ from sparsekern.nn.convert import sparse_layers
 from sparsekern.nn.layer import SparseLayer, build_stored
 from sparsekern.optim.masked import keeps_zeros
 from sparsekern.optim.matrix import check_compact, check_conversion
-from sparsekern.optim.state import check_holds, move_state, reset_state, state_bytes
+from sparsekern.optim.state import (
+    check_holds,
+    move_state,
+    reset_state,
+    restart_history,
+    state_bytes,
+)
 from sparsekern.patterns import Block
 from sparsekern.prune.adopt import adopt, check_arguments
 from sparsekern.prune.distributed import (
@@ -338,7 +344,8 @@ class Pruner:
             if isinstance(value, Tensor) and value.shape == parameter.shape
         }
         compact.adopt(parameter)
-        state.update(moved)
+        if not restart_history(self.optimizer):
+            state.update(moved)
         return compact
 
     # Accounts and checkpoints

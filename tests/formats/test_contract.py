@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn import SparseLinear
+from sparsekern.ops import mask as mask_ops
 
 NAMES = list(FORMATS)
 
@@ -37,6 +38,31 @@ def test_round_trip_is_exact(name: str) -> None:
     assert stored.density == pytest.approx(stored.nnz / 54)
     assert torch.equal(stored.active_values(), dense[mask])
     stored.validate()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mask_among_the_kept(name: str) -> None:
+    stored, dense, mask = make(name)
+    assert torch.equal(stored.mask(stored.active_values() > 0), dense > 0)
+    assert torch.equal(stored.mask(stored.active_values() < 9), mask)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_packed_mask_is_as_good(name: str) -> None:
+    """Of equal and of another count; bits behind the last element mean nothing."""
+    for rows, cols in ((6, 9), (8, 16)):
+        for change in (torch.Tensor.flip, torch.Tensor.fliplr, torch.zeros_like):
+            (one, _, mask), (other, _, _) = make(name, rows, cols), make(name, rows, cols)
+            new = change(mask, 0) if change is torch.Tensor.flip else change(mask)
+            bits = mask_ops.pack_bits(new)
+            if rows * cols % 8:
+                bits[-1] |= 0xC0
+            state = torch.randn(one.parameter.shape)
+            changes = one.set_mask(new), other.set_mask(bits)
+            assert torch.equal(other.to_dense(), one.to_dense())
+            assert torch.equal(other.mask(), new)
+            assert torch.equal(changes[0].move(state), changes[1].move(state))
+            other.validate()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,6 +120,10 @@ def test_set_mask_moves_values(name: str) -> None:
     stored.validate()
     moved = change.move(state)
     assert torch.equal(stored.active_values(moved), (mask & new)[new].float())
+    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.complex128):
+        in_place = state.to(dtype, copy=True)
+        change.move_(in_place)
+        assert torch.equal(in_place, moved.to(dtype))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -290,6 +320,17 @@ def test_bad_masks(name: str, mask: Any, kind: type[Exception], sentence: str) -
     for format in (name, "auto"):
         with pytest.raises(kind, match=sentence):
             SparseLinear.from_dense(nn.Linear(9, 6), mask=mask, format=format)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_packed_masks(name: str) -> None:
+    stored, _, before = make(name)
+    bits = mask_ops.pack_bits(before)
+    with pytest.raises(ValueError, match=r"Expected mask to have shape \(7,\). Got \(6,\)"):
+        stored.set_mask(bits[:-1])
+    with pytest.raises(ValueError, match="Expected mask to be on cpu like weight. Got meta"):
+        stored.set_mask(bits.to("meta"))
+    assert torch.equal(stored.mask(), before)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,6 +12,7 @@ from torch import nn
 
 import sparsekern as sk
 from sparsekern.nn import SparseTransposedLinear
+from sparsekern.ops import mask as mask_ops
 
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
@@ -64,6 +65,9 @@ def test_masks_checkpoints_and_copies(tmp_path: Path) -> None:
     dense, layer = Conv1D(24, 12), net[0]
     mask = layer.mask().flip(0)
     layer.set_mask(mask)
+    packed = copy.deepcopy(layer)
+    packed.set_mask(mask_ops.pack_bits(mask.flip(1)))
+    assert torch.equal(packed.mask(), mask.flip(1))
     assert torch.equal(layer.mask(), mask)
     layer.load_state_dict(dense.state_dict())
     assert torch.equal(layer.weight, dense.weight * mask)

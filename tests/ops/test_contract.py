@@ -37,7 +37,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _mutates(op: Op) -> bool:
-    return op.name.endswith("_")
+    assert bool(op.written) == op.name.endswith("_")
+    return bool(op.written)
 
 
 def _takes(op: Op, dtype: torch.dtype, device: torch.device) -> bool:
@@ -82,7 +83,12 @@ SMALL = [
 def _call(op: Op, variant: str, sample: Sample, args: list[Any]) -> tuple[Tensor, ...]:
     options = {"variant": variant} if op.variants else {}
     result = op(*args, **sample.kwargs, **options)
-    return written(op, args) if _mutates(op) else tensors(result)
+    return _outputs(op, args, result)
+
+
+def _outputs(op: Op, args: list[Any], result: Any) -> tuple[Tensor, ...]:
+    """What an op returns, behind the arguments that it writes into."""
+    return (*written(op, args), *(() if result is None else tensors(result)))
 
 
 def _skip_unsupported(op: Op, variant: str, sample: Sample) -> None:
@@ -93,8 +99,7 @@ def _skip_unsupported(op: Op, variant: str, sample: Sample) -> None:
 
 
 def _reference(op: Op, sample: Sample, args: list[Any]) -> tuple[Tensor, ...]:
-    result = op.reference(*args, **sample.kwargs)
-    return written(op, args) if _mutates(op) else tensors(result)
+    return _outputs(op, args, op.reference(*args, **sample.kwargs))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -213,9 +218,10 @@ def test_compiled_equals_eager(op: Op, sample: Sample, backend: str) -> None:
     compiled = torch.compile(call, fullgraph=True, backend=backend)
     if _mutates(op):
         eager_args, compiled_args = leaves(sample.args, False), leaves(sample.args, False)
-        call(*eager_args, **sample.kwargs), compiled(*compiled_args, **sample.kwargs)
-        pairs = zip(written(op, eager_args), written(op, compiled_args), strict=True)
-        assert all(torch.equal(_bits(a), _bits(b)) for a, b in pairs)
+        eager = _outputs(op, eager_args, call(*eager_args, **sample.kwargs))
+        result = _outputs(op, compiled_args, compiled(*compiled_args, **sample.kwargs))
+        for a, b in zip(eager, result, strict=True):
+            assert torch.equal(_bits(a), _bits(b))
         return
     if not differentiable:
         eager = tensors(call(*sample.args, **sample.kwargs))
@@ -227,6 +233,17 @@ def test_compiled_equals_eager(op: Op, sample: Sample, backend: str) -> None:
             assert torch.equal(_bits(a), _bits(b))
     for a, b in zip(eager, result, strict=True):
         assert torch.equal(_bits(a), _bits(b))
+
+
+@pytest.mark.parametrize("name", [n for n in OPS if OPS[n].written])
+def test_writing_is_noticed_by_autograd(name: str) -> None:
+    """A backward pass that saved a tensor refuses it once an op has changed it in place."""
+    op = OPS[name]
+    sample = next(iter(op.samples(torch.device("cpu"), torch.float32)))
+    args = leaves(sample.args, False)
+    before = [tensor._version for tensor in written(op, args)]
+    op(*args, **sample.kwargs)
+    assert all(t._version > v for t, v in zip(written(op, args), before, strict=True))
 
 
 ERRORS = [
@@ -282,7 +299,7 @@ def test_no_gradient_says_why(name: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_isa_of_this_machine(isa: str) -> None:
-    """The oracle tests again, of ops with vector bodies, with one forced, in another process.
+    """The oracle tests of all ops with vector bodies again, each body in a process of its own.
 
     A body that this processor cannot run is unconfirmed here and skipped by name.
     """
@@ -297,7 +314,8 @@ def test_every_isa_of_this_machine(isa: str) -> None:
     if "Expected SPARSEKERN_ISA to name an instruction set of this machine" in probe.stderr:
         pytest.skip(f"{isa}: unconfirmed, this processor does not have it")
     layers = "(csr_linear and panel or csr_conv2d and patch or update)"
-    selection = f"{layers} and not every_isa and not gradcheck and not compiled"
+    masks = "(mask_topk or mask_pack_bits or csr_from_mask or csr_rebuild)"
+    selection = f"({layers} or {masks}) and not every_isa and not gradcheck and not compiled"
     command = [
         sys.executable,
         "-m",

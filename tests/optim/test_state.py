@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -138,3 +140,38 @@ def test_param_groups_of_what_is_no_number_or_no_model() -> None:
             param_groups(model, value)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"Expected model to be a torch.nn.Module\. Got int"):
         param_groups(5, 0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", ["csr", "masked"])
+@pytest.mark.parametrize("count", ["same", "other"])
+def test_the_history_of_lbfgs_starts_anew(format: str, count: str) -> None:
+    """After a change it steps as a new one does, whichever of its parameters has changed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 8), nn.Tanh(), SparseLinear(8, 6, density=0.5, format=format)
+    )
+    x = torch.randn(32, 8)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=5)
+    optimizer.step(closure)
+    stored = model[2].format
+    mask = stored.mask().flip(0)
+    if count == "other":
+        mask[0] = True
+    optimizer.zero_grad()
+    assert move_state(optimizer, stored.parameter, stored.set_mask(mask)) == []
+    before = copy.deepcopy(model.state_dict())
+    optimizer.step(closure)
+    after = copy.deepcopy(model.state_dict())
+    model.load_state_dict(before)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=5)
+    optimizer.step(closure)
+    assert all(torch.equal(value, after[key]) for key, value in model.state_dict().items())
+    assert reset_state(optimizer, stored.parameter)
+    assert not optimizer.state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -504,3 +506,28 @@ def test_scaler_with_nothing_sparse() -> None:
     scaler.scale(model(torch.randn(8, 32)).square().mean()).backward()
     pruner.step(scaler=scaler)
     assert pruner.density == 1.0
+
+
+@pytest.mark.parametrize(
+    "method", [SET(density=0.2, update_every=2), GMP(density=0.2, update_every=2, end=0.5)]
+)
+def test_lbfgs_trains_through_changes_of_topology(method: Method) -> None:
+    model, _ = model_and_optimizer()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+    pruner = Pruner(model, optimizer, method, total_steps=12)
+    x = torch.randn(64, 32)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (model(x) - x[:, :4]).square().mean()
+        loss.backward()
+        return loss
+
+    losses = [pruner.step(closure).item() for _ in range(9)]
+    assert losses[-1] < 0.9 * losses[0]
+    optimizer.zero_grad()
+    assert bool(pruner.compact()) == (method.master == "dense")
+    for _ in range(3):
+        assert math.isfinite(pruner.step(closure).item())
+    for layer in pruner.layers:
+        layer.format.validate()

@@ -1,67 +1,36 @@
 // Formula    crow[r] = number of True above row r; col = the True columns of each row, ascending.
-// Mapping    a task is a group of rows; rows are read eight bytes at a time.
-// Cost       two reads of the mask, one write of col.
+// Mapping    the mask becomes bits; a task is a group of rows.
+// Cost       one read of the mask, one write of col.
 // Contract   sparsekern/ops/csr/from_mask.py.
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
 #include <tuple>
 
-#include "batch.h"
+#include "mask_rows.h"
 
 namespace sparsekern {
 namespace {
-
-// Calls visit(column) for the True entries of one row.
-template <typename Callback>
-void for_each_true(const uint8_t* row, int64_t cols, const Callback& visit) {
-  int64_t c = 0;
-  for (; c + 8 <= cols; c += 8) {
-    uint64_t eight;
-    std::memcpy(&eight, row + c, sizeof eight);
-    if (eight == 0) continue;
-    for (int64_t i = c; i < c + 8; ++i)
-      if (row[i] != 0) visit(i);
-  }
-  for (; c < cols; ++c)
-    if (row[c] != 0) visit(c);
-}
 
 std::tuple<Tensor, Tensor> csr_from_mask_cpu(Tensor mask, int64_t nnz) {
   SPARSEKERN_CHECK(mask.scalar_type() == ScalarType::Bool && mask.dim() == 2,
                    "Expected mask to be a bool matrix. Got another dtype or ", mask.dim(),
                    " dimensions.");
-  const Tensor contiguous = torch::stable::contiguous(mask);
-  const int64_t rows = mask.size(0);
-  const int64_t cols = mask.size(1);
-  Tensor crow = torch::stable::empty({rows + 1}, ScalarType::Int);
-  Tensor col = torch::stable::empty({nnz}, ScalarType::Int);
-  const uint8_t* bits = static_cast<const uint8_t*>(contiguous.data_ptr());
+  ScratchFrame scratch;
+  const MaskRows rows(mask, mask.size(0), mask.size(1), scratch);
+  Tensor crow = torch::stable::empty({mask.size(0) + 1}, ScalarType::Int);
   int32_t* crow_data = static_cast<int32_t*>(crow.mutable_data_ptr());
-  int32_t* col_data = static_cast<int32_t*>(col.mutable_data_ptr());
-
-  constexpr int64_t kGroup = 64;  // rows of a task
-  const int64_t groups = ceil_div(rows, kGroup);
-  crow_data[0] = 0;
-  parallel_tasks(groups, rows * cols, [&](int64_t group, int64_t) {
-    for (int64_t r = group * kGroup; r < std::min(rows, (group + 1) * kGroup); ++r) {
-      int32_t count = 0;
-      for_each_true(bits + r * cols, cols, [&](int64_t) { ++count; });
-      crow_data[r + 1] = count;
-    }
-  });
-  int64_t total = 0;
-  for (int64_t r = 0; r < rows; ++r) {
-    total += crow_data[r + 1];
-    crow_data[r + 1] = int32_t(total);
-  }
+  const int64_t total = rows.count(crow_data);
   SPARSEKERN_CHECK(total == nnz, "Expected nnz to be the number of True entries of mask, ", total,
                    ". Got ", nnz, ".");
-  parallel_tasks(groups, rows * cols, [&](int64_t group, int64_t) {
-    for (int64_t r = group * kGroup; r < std::min(rows, (group + 1) * kGroup); ++r) {
-      int32_t* next = col_data + crow_data[r];
-      for_each_true(bits + r * cols, cols, [&](int64_t c) { *next++ = int32_t(c); });
-    }
+  Tensor col = torch::stable::empty({nnz}, ScalarType::Int);
+  int32_t* col_data = static_cast<int32_t*>(col.mutable_data_ptr());
+  const int64_t room = rows.col_room() + rows.word_room();
+  int32_t* buffers = scratch.take<int32_t>(thread_count() * room);
+  rows.for_each_row([&](int64_t r, int64_t slot) {
+    int32_t* found = buffers + slot * room;
+    int32_t start = 0;  // of the only panel
+    float_mask_kernels().columns(rows.row(r), mask.size(1), found + rows.col_room(), found, &start);
+    std::copy_n(found, crow_data[r + 1] - crow_data[r], col_data + crow_data[r]);
   });
   return {crow, col};
 }

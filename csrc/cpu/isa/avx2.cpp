@@ -1,6 +1,7 @@
 // Instantiates the AVX2 + FMA + F16C body. CMakeLists.txt gives this file its own flags.
 #include "block_kernels.h"
 #include "kernels.h"
+#include "mask_kernels.h"
 #include "update_kernels.h"
 #include "vec_avx2.h"
 
@@ -9,6 +10,7 @@ namespace sparsekern::avx2 {
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"
 #include "bsr_table.inl"
+#include "bits.inl"
 #include "convolve.inl"
 #include "dot.inl"
 #include "masked_adamw.inl"
@@ -25,6 +27,7 @@ namespace sparsekern::avx2 {
 
 const PeakKernels kPeakKernels = {peak_flops<Vec, false>, peak_flops<Vec, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<Vec>();
+const MaskKernels<float> kFloatMaskKernels = mask_bodies<Vec>();
 const UpdateKernels kFloatUpdateKernels = update_table<Vec>();
 const BlockKernels<float> kFloatBlockKernels = block_kernels<Vec>();
 

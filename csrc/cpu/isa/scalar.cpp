@@ -2,6 +2,7 @@
 // own flags.
 #include "block_kernels.h"
 #include "kernels.h"
+#include "mask_kernels.h"
 #include "update_kernels.h"
 #include "vec_scalar.h"
 
@@ -10,6 +11,7 @@ namespace sparsekern::scalar {
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"
 #include "bsr_table.inl"
+#include "bits.inl"
 #include "convolve.inl"
 #include "dot.inl"
 #include "masked_adamw.inl"
@@ -27,6 +29,8 @@ namespace sparsekern::scalar {
 const PeakKernels kPeakKernels = {peak_flops<VecOf<float>, false>, peak_flops<VecOf<float>, true>};
 const PanelKernels<float> kFloatKernels = panel_kernels<VecOf<float>>();
 const PanelKernels<double> kDoubleKernels = panel_kernels<VecOf<double>>();
+const MaskKernels<float> kFloatMaskKernels = mask_bodies<VecOf<float>>();
+const MaskKernels<double> kDoubleMaskKernels = mask_bodies<VecOf<double>>();
 const UpdateKernels kFloatUpdateKernels = update_table<VecOf<float>>();
 const UpdateKernels kDoubleUpdateKernels = update_table<VecOf<double>>();
 const BlockKernels<float> kFloatBlockKernels = block_kernels<VecOf<float>>();

@@ -5,6 +5,7 @@
 
 #include "block_kernels.h"
 #include "kernels.h"
+#include "mask_kernels.h"
 #include "update_kernels.h"
 
 namespace sparsekern {
@@ -47,6 +48,16 @@ const PanelKernels<float>& float_kernels() {
 }
 
 const PanelKernels<double>& double_kernels() { return scalar::kDoubleKernels; }
+
+const MaskKernels<float>& float_mask_kernels() {
+#if defined(SPARSEKERN_HAVE_X86_BODIES)
+  if (kIsa == Isa::kAvx512) return avx512::kFloatMaskKernels;
+  if (kIsa == Isa::kAvx2) return avx2::kFloatMaskKernels;
+#endif
+  return scalar::kFloatMaskKernels;
+}
+
+const MaskKernels<double>& double_mask_kernels() { return scalar::kDoubleMaskKernels; }
 
 const UpdateKernels& update_kernels(Dtype dtype) {
   if (dtype == Dtype::kDouble) return scalar::kDoubleUpdateKernels;

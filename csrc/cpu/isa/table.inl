@@ -1,4 +1,5 @@
-// The bodies of one instruction set, gathered in the table that kernels.h describes.
+// The bodies of one instruction set, gathered in the tables that kernels.h and mask_kernels.h
+// describe.
 #pragma once
 
 template <typename V>
@@ -15,5 +16,16 @@ constexpr PanelKernels<typename V::Element> panel_kernels() {
   table.pack_patch = Patch<V>::pack;
   table.unpack_patch = Patch<V>::unpack;
   table.sum_rows = SumRows<V>::sum_rows;
+  return table;
+}
+
+template <typename V>
+constexpr MaskKernels<typename V::Element> mask_bodies() {
+  MaskKernels<typename V::Element> table{};
+  table.bracket = Bits<V>::bracket;
+  table.bits_of_bytes = Bits<V>::bits_of_bytes;
+  table.count = Bits<V>::count;
+  table.columns = Bits<V>::columns;
+  table.transpose = Bits<V>::transpose;
   return table;
 }

@@ -84,6 +84,18 @@ struct Vec {
   }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  // Bit i: whether lane i of `a` is above that of `b`, or at least that; never for NaN.
+  static SPARSEKERN_INLINE uint64_t above(Reg a, Reg b) {
+    return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+  }
+  static SPARSEKERN_INLINE uint64_t at_least(Reg a, Reg b) {
+    return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+  }
+  static constexpr bool kCompresses = false;
+  // Bit i: whether byte i of 64 is not zero.
+  static SPARSEKERN_INLINE uint64_t nonzero_bytes(const uint8_t* p) {
+    return uint64_t(nonzero_half(p)) | uint64_t(nonzero_half(p + 32)) << 32;
+  }
   static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static SPARSEKERN_INLINE Reg sqrt(Reg a) { return _mm256_sqrt_ps(a); }
@@ -136,6 +148,10 @@ struct Vec {
   }
 
  private:
+  static SPARSEKERN_INLINE uint32_t nonzero_half(const uint8_t* p) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return ~uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())));
+  }
   // [a0+a2, a1+a3, b2+b0, b3+b1] in each 128-bit half.
   static SPARSEKERN_INLINE Reg fold_pairs(Reg a, Reg b) {
     return _mm256_add_ps(_mm256_blend_ps(a, b, 0xCC),

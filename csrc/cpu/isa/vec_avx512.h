@@ -86,6 +86,27 @@ struct Vec {
   }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  // Bit i: whether lane i of `a` is above that of `b`, or at least that; never for NaN.
+  static SPARSEKERN_INLINE uint64_t above(Reg a, Reg b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+  }
+  static SPARSEKERN_INLINE uint64_t at_least(Reg a, Reg b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+  }
+  // Writes base + i for every set bit i of 16, ascending; the target has room for all 16.
+  static constexpr bool kCompresses = true;
+  static SPARSEKERN_INLINE void compress(uint32_t bits, int32_t base, int32_t* target) {
+    const __m512i all =
+        _mm512_add_epi32(_mm512_set1_epi32(base),
+                         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    // PERF: through a register; Zen 4 writes compressed vectors to memory in microcode.
+    _mm512_storeu_si512(target, _mm512_maskz_compress_epi32(__mmask16(bits), all));
+  }
+  // Bit i: whether byte i of 64 is not zero.
+  static SPARSEKERN_INLINE uint64_t nonzero_bytes(const uint8_t* p) {
+    const __m512i bytes = _mm512_loadu_si512(p);
+    return _mm512_test_epi8_mask(bytes, bytes);
+  }
   static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static SPARSEKERN_INLINE Reg sqrt(Reg a) { return _mm512_sqrt_ps(a); }

@@ -79,6 +79,24 @@ struct VecOf {
     for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
     return r;
   }
+  // Bit i: whether lane i of `a` is above that of `b`, or at least that; never for NaN.
+  static SPARSEKERN_INLINE uint64_t above(const Reg& a, const Reg& b) {
+    uint64_t bits = 0;
+    for (int i = 0; i < kWidth; ++i) bits |= uint64_t(a.lane[i] > b.lane[i]) << i;
+    return bits;
+  }
+  static SPARSEKERN_INLINE uint64_t at_least(const Reg& a, const Reg& b) {
+    uint64_t bits = 0;
+    for (int i = 0; i < kWidth; ++i) bits |= uint64_t(a.lane[i] >= b.lane[i]) << i;
+    return bits;
+  }
+  static constexpr bool kCompresses = false;
+  // Bit i: whether byte i of 64 is not zero.
+  static SPARSEKERN_INLINE uint64_t nonzero_bytes(const uint8_t* p) {
+    uint64_t bits = 0;
+    for (int i = 0; i < 64; ++i) bits |= uint64_t(p[i] != 0) << i;
+    return bits;
+  }
   static SPARSEKERN_INLINE Reg mul(const Reg& a, const Reg& b) {
     Reg r;
     for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] * b.lane[i];

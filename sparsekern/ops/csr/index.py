@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sparsekern.ops.csr.from_mask import from_mask
 from sparsekern.ops.csr.panel_starts import panel_starts
 from sparsekern.ops.csr.transpose import transpose
+from sparsekern.ops.mask.bits import count
 
 
 class CsrIndex(NamedTuple):
@@ -73,6 +73,6 @@ def index_from_mask(mask: Tensor, nnz: int | None = None) -> CsrIndex:
     ``nnz`` may be given to spare the count.
     """
     matrix = mask.flatten(1)
-    crow, col = from_mask(matrix, int(torch.count_nonzero(mask)) if nnz is None else nnz)
+    crow, col = from_mask(matrix, count(mask) if nnz is None else nnz)
     taps = math.prod(mask.shape[2:]) if mask.ndim > 2 else None
     return build_index(crow, col, matrix.shape[1], taps)

@@ -34,6 +34,16 @@ def _apply_reference(x: Tensor, bits: Tensor) -> None:
     x.masked_fill_(~_unpack_reference(bits, x.shape), 0)
 
 
+def _count_reference(mask: Tensor) -> Tensor:
+    flags = mask if mask.dtype == torch.bool else _unpack_reference(mask, (8 * mask.numel(),))
+    return flags.sum(dtype=torch.int64)
+
+
+def _check_count(mask: Tensor) -> None:
+    check_tensor(mask, "mask")
+    check_dtype(mask, "mask", (torch.bool, torch.uint8))
+
+
 def _check_pack(mask: Tensor) -> None:
     check_tensor(mask, "mask")
     check_dtype(mask, "mask", (torch.bool,))
@@ -75,6 +85,14 @@ def _pack_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
             yield Sample((mask.t(),), name + "_strided")
 
 
+def _count_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for sample in _pack_samples(device, dtype):
+        yield sample
+        yield Sample((_pack_reference(*sample.args),), f"{sample.id}_bits", small=True)
+    generator = torch.Generator().manual_seed(1)
+    yield Sample((torch.rand(500, 401, generator=generator).to(device) < 0.5,), "typical")
+
+
 def _unpack_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for name, mask in _masks(device):
         yield Sample((_pack_reference(mask), list(mask.shape)), name, small=True)
@@ -90,6 +108,10 @@ def _apply_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]
 
 def _pack_errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
     yield (torch.zeros(3),), TypeError, "Expected mask to have dtype torch.bool"
+
+
+def _count_errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
+    yield (torch.zeros(3),), TypeError, "Expected mask to have dtype torch.bool or torch.uint8"
 
 
 def _unpack_errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
@@ -142,6 +164,36 @@ apply_op = define_op(
         0, x.numel() * x.element_size() + bits.numel(), x.numel() * x.element_size()
     ),
 )
+
+
+count_op = define_op(
+    "mask_count(Tensor mask) -> Tensor",
+    reference=_count_reference,
+    check=_check_count,
+    fake=lambda mask: mask.new_empty((), dtype=torch.int64),
+    setup=None,
+    backward="a count has no gradient.",
+    samples=_count_samples,
+    errors=_count_errors,
+    cost=lambda mask: Cost(0, mask.numel(), 8),
+)
+
+
+def count(mask: Tensor) -> int:
+    """How many weights a mask keeps.
+
+    Args:
+        mask: bool of any shape and strides, or uint8 as :func:`pack_bits` packs it.
+
+    Returns:
+        The number of True elements, or of set bits.
+
+    Raises:
+        TypeError: another dtype.
+
+    Gradients: none. Deterministic. Cost: one read of the mask.
+    """
+    return int(count_op(mask))
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class RigL(Method):
 
     def grow_scores(self, layer: Layer) -> Tensor:
         assert layer.dense_grad is not None
-        return layer.dense_grad.abs()
+        return layer.dense_grad.abs_()  # in place: it is dropped after the update
 
 
 METHODS.add(RigL.name, RigL)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from sparsekern.ops import csr
+from sparsekern.ops import OPS, csr
 from sparsekern.ops.csr.panel_starts import PanelGeometry
 
 
@@ -27,6 +28,43 @@ def test_position_map_by_hand() -> None:
     old = csr.from_mask(torch.tensor([[True, False, True], [False, True, False]]), 3)
     new = csr.from_mask(torch.tensor([[False, True, True], [True, True, False]]), 4)
     assert csr.position_map(*old, *new).tolist() == [-1, 1, -1, 2]
+
+
+def test_rebuild_by_hand() -> None:
+    index = csr.index_from_mask(torch.tensor([[True, False, True], [False, True, False]]))
+    pointers = [tensor.data_ptr() for tensor in index]
+    new = torch.tensor([[False, True, True], [True, False, False]])
+    assert csr.rebuild_(index, new, (2, 3)).tolist() == [-1, 1, -1]
+    assert index.crow.tolist() == [0, 2, 3]
+    assert index.col.tolist() == [1, 2, 0]
+    assert index.crow_t.tolist() == [0, 1, 2, 3]
+    assert index.col_t.tolist() == [1, 0, 0]
+    assert index.perm.tolist() == [2, 0, 1]
+    assert [tensor.data_ptr() for tensor in index] == pointers
+    state = torch.tensor([1.0, 2, 3])
+    csr.move_(state, torch.tensor([-1, 1, -1], dtype=torch.int32))
+    assert state.tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("density", [0.02, 0.3])  # by entries, by bits
+def test_rebuild_of_a_bad_index_changes_nothing(density: float) -> None:
+    """Around the checks in Python: an error in one sentence, or an index that is right again."""
+    mask = torch.rand(70, 90, generator=torch.Generator().manual_seed(0)) < density
+    right = csr.index_from_mask(mask)
+    for crow in (right.crow + 1, right.crow.flip(0), -right.crow):
+        broken = csr.CsrIndex(*[tensor.clone() for tensor in right])._replace(crow=crow)
+        before = [tensor.clone() for tensor in broken]
+        with pytest.raises(RuntimeError, match=r"Expected crow (to run|not to decrease)"):
+            OPS["csr_rebuild_"].overload(*broken, mask.flip(0), 90, 1)
+        assert all(map(torch.equal, broken, before))
+    index = csr.CsrIndex(*[tensor.clone() for tensor in right])
+    index.col.fill_(2**31 - 1)
+    positions = csr.rebuild_(index, mask, (70, 90))
+    assert (positions == -1).all()
+    assert all(map(torch.equal, index, right))
+    with pytest.raises(RuntimeError, match=r"Expected mask to have \d+ True entries\. Got 6300"):
+        csr.rebuild_(index, torch.ones_like(mask), (70, 90))
+    assert all(map(torch.equal, index, right))
 
 
 def test_dense_and_back_by_hand() -> None:

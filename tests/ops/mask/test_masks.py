@@ -22,6 +22,15 @@ def test_topk_among_by_hand() -> None:
     assert mask_ops.topk(scores, 1, among).tolist() == [False, True, False, False]
 
 
+def test_topk_bits_by_hand() -> None:
+    scores = torch.tensor([5.0, 4, 3, 2, 1, 0, 1, 2, 9])
+    assert mask_ops.topk_bits(scores, 3).tolist() == [0b00000011, 1]
+    among = torch.tensor([0b10001100, 0], dtype=torch.uint8)
+    assert mask_ops.topk_bits(scores, 2, among).tolist() == [0b00001100, 0]
+    assert mask_ops.count(among) == 3
+    assert mask_ops.count(scores > 1) == 6
+
+
 @pytest.mark.parametrize("k", [0, 1, 12_345, 99_999, 100_000])
 def test_topk_counts_exactly(k: int) -> None:
     scores = torch.randint(0, 5, (100_000,)).float()
