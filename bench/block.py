@@ -18,7 +18,7 @@ from bench.linear import PASSES, SHAPES, Case, geomean
 from bench.record import Recorder
 from bench.timing import Times, forward_backward_call, forward_call, interleave
 from sparsekern.nn import SparseLinear
-from sparsekern.ops import mask as mask_ops
+from sparsekern.ops import bsr
 
 DENSITIES = (0.20, 0.10, 0.05)
 BLOCKS = ((4, 4), (8, 8), (16, 16), (32, 32), (1, 16))
@@ -55,7 +55,7 @@ def contenders(case: Case) -> dict[str, nn.Module]:
     layers["sparsekern_csr"] = SparseLinear.from_dense(dense, mask=mask, format="csr")
     for block in BLOCKS:
         count = round(case.density * mask.numel() / (block[0] * block[1]))
-        kept = mask_ops.block_topk(torch.rand(mask.shape), count, block)
+        kept = bsr.block_topk(torch.rand(mask.shape), count, block)
         layers[name_of(block)] = SparseLinear.from_dense(
             dense, mask=kept, format="bsr", block_shape=block
         )

@@ -135,7 +135,7 @@ def select(
         return mask_ops.topk(scores, round(density * scores.numel()))
     block = block_pattern(block_shape)
     block.check_divides(tuple(scores.shape))
-    return mask_ops.block_topk(scores, round(density * scores.numel() / block.numel), block.shape)
+    return bsr.block_topk(scores, round(density * scores.numel() / block.numel), block.shape)
 
 
 def build_stored(

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsekern._checks import check_fraction
 from sparsekern._registry import Registry
 from sparsekern.formats import SparseFormat
+from sparsekern.ops import bsr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 from sparsekern.prune.distribution import DISTRIBUTIONS
@@ -140,16 +141,16 @@ class Method(ABC):
         """The same for whole blocks, of which as many stay as hold ``kept_count`` weights, rounded
         up, and as many in all as before if the counts say so."""
         mask = layer.mask()
-        active = mask_ops.block_any(mask, block.shape)
+        active = bsr.block_any(mask, block.shape)
         kept_blocks = -(-kept_count // block.numel)
         total = (kept_count + grown_count) // block.numel
         drop = self.drop_scores(layer)
         scores = torch.zeros(mask.shape, dtype=drop.dtype, device=mask.device)
         scores[mask] = drop
-        sums = mask_ops.block_sums(scores, block.shape)
+        sums = bsr.block_sums(scores, block.shape)
         kept = mask_ops.topk(sums, kept_blocks, active)
         if total > kept_blocks:
             allowed = ~kept if self.regrows else ~active
-            grow = mask_ops.block_sums(self.grow_scores(layer), block.shape)
+            grow = bsr.block_sums(self.grow_scores(layer), block.shape)
             kept = kept | mask_ops.topk(grow, total - kept_blocks, allowed)
-        return mask_ops.expand_blocks(kept, block.shape, tuple(mask.shape))
+        return bsr.expand_blocks(kept, block.shape, tuple(mask.shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sparsekern.nn.convert import as_stored
+from sparsekern.ops import bsr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.patterns import Block, Pattern, Unstructured
 from sparsekern.prune.report import LayerReport, Target
@@ -54,5 +55,5 @@ def select(
     if not isinstance(pattern, Block):
         return mask_ops.topk(scores, count)
     layer = model.get_submodule(target.names[0])
-    blocks = mask_ops.block_topk(as_stored(layer, scores), count // pattern.numel, pattern.shape)
+    blocks = bsr.block_topk(as_stored(layer, scores), count // pattern.numel, pattern.shape)
     return as_stored(layer, blocks)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sparsekern.formats import FORMATS, BsrFormat
 from sparsekern.ops import bsr
-from sparsekern.ops import mask as mask_ops
 from sparsekern.patterns import Block
 
 SHAPES = [((24, 32), (8, 4)), ((24, 32), (1, 16)), ((12, 8, 3, 2), (4, 8)), ((12, 8, 3, 2), (3, 2))]
@@ -24,7 +23,7 @@ def make(
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator)
     blocks = round(density * weight.numel() / (block[0] * block[1]))
-    mask = mask_ops.block_topk(torch.rand(shape, generator=generator), blocks, block)
+    mask = bsr.block_topk(torch.rand(shape, generator=generator), blocks, block)
     return BsrFormat.from_dense(weight, mask, block_shape=block), weight * mask, mask
 
 

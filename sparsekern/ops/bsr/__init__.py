@@ -13,14 +13,19 @@ from sparsekern.ops.bsr.index import (
     split,
 )
 from sparsekern.ops.bsr.linear import linear
+from sparsekern.ops.bsr.select import block_any, block_sums, block_topk, expand_blocks
 
 __all__ = [
     "BsrIndex",
     "as_matrix",
+    "block_any",
     "block_mask",
+    "block_sums",
+    "block_topk",
     "build_index",
     "conv2d",
     "element_positions",
+    "expand_blocks",
     "from_matrix",
     "gather",
     "index_from_mask",
