@@ -67,7 +67,7 @@ class TopologyChange:
         if not state.is_contiguous() or state.element_size() > 8:
             state.copy_(self.move(state).view(state.shape))
         elif self.positions is not None:
-            csr.move_(state.view(-1), self.positions)
+            csr.move_(state.view(-1), self.positions.flatten())
         elif state.is_floating_point() and state.element_size() >= 2:
             assert self.kept is not None
             mask_ops.apply_(state, mask_ops.pack_bits(self.kept))
