@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,34 @@ def main_job(results: Path) -> str:
     return "\n\n".join(parts)
 
 
+def never_slower(results: Path) -> str:
+    """``format="auto"`` over all cases of the suite: a sentence, and the ten worst."""
+    parts = []
+    rows = newest("never_slower", results)
+    for machine in sorted({row["device"] for row in rows}):
+        own = [row for row in rows if row["device"] == machine]
+        worst = sorted(own, key=lambda row: row["speedup_over_dense"])[:10]
+        body = [
+            [
+                f"{row['op']} {row['shape']}, {row['pass'].replace('_', ' + ')}",
+                str(row["batch"]),
+                f"{row['density']:g}",
+                f"{1e3 * row['dense_ms']:.0f}",
+                f"{1e3 * row['p50_ms']:.0f}",
+                f"{row['speedup_over_dense']:.2f}x" + (" lost" if row["lost"] else ""),
+            ]
+            for row in worst
+        ]
+        middle = statistics.median(row["speedup_over_dense"] for row in own)
+        head = ["the ten worst", "batch", "density", "dense us", "sparse us", "speed-up"]
+        parts.append(
+            f"{len(own)} cases: median {middle:.2f}x, {sum(row['lost'] for row in own)} lost.\n\n"
+            + markdown(head, body)
+            + f"\n\n{machine}, float32, torch {own[0]['torch']}, commit `{own[0]['commit']}`."
+        )
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "main job": main_job,
     "linear": speedups("linear", "forward_backward"),
@@ -244,6 +273,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "step adamw": speedups("step", "adamw"),
     "topology": topology,
     "changes": changes,
+    "never slower": never_slower,
     "optimizer adamw": optimizer("adamw"),
     "optimizer sgd": optimizer("sgd"),
 }
