@@ -97,7 +97,7 @@ def explain(
     >>> model = torch.nn.Sequential(sk.nn.SparseLinear(64, 64, density=0.1), torch.nn.ReLU())
     >>> row = sk.explain(model).rows[0]
     >>> row.format, row.ms, row.why
-    ('csr', None, 'rule: csr up to density 0.25 on cpu')
+    ('csr', None, 'rule: csr up to density 0.4 on cpu')
     """
     inner = unwrapped(model)
     sparse = sparse_weights(inner)

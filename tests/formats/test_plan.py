@@ -51,8 +51,8 @@ def plan_of(model: nn.Module, **changes: Any) -> Plan:
 
 def test_the_rule_is_written_down() -> None:
     """Shapes follow from the density and the kind of device, never from a clock."""
-    assert CSR_DENSITY == {"cpu": 0.25, "cuda": 0.02}
-    for device, pays, does_not in ((CPU, 0.25, 0.2501), (CUDA, 0.02, 0.0201)):
+    assert CSR_DENSITY == {"cpu": 0.4, "cuda": 0.02}
+    for device, pays, does_not in ((CPU, 0.4, 0.4001), (CUDA, 0.02, 0.0201)):
         assert choose_format(pays, device) == choose_kernel(pays, device) == "csr"
         assert choose_format(does_not, device) == "masked"
         assert choose_kernel(does_not, device) == "dense"
@@ -165,9 +165,9 @@ def test_densities_agree_to_two_digits() -> None:
 
 
 def test_rule_in_words() -> None:
-    assert rule_in_words(make("csr", 0.2)) == "rule: csr up to density 0.25 on cpu"
-    assert rule_in_words(make("csr", 0.4)).startswith("format csr was asked for; rule: csr up to")
-    assert rule_in_words(make("masked", 0.4)).endswith("the master is dense")
+    assert rule_in_words(make("csr", 0.2)) == "rule: csr up to density 0.4 on cpu"
+    assert rule_in_words(make("csr", 0.6)).startswith("format csr was asked for; rule: csr up to")
+    assert rule_in_words(make("masked", 0.6)).endswith("the master is dense")
     stored = make("csr")
     stored.variant = "dense"
     assert rule_in_words(stored).startswith("asked for; rule")

@@ -58,7 +58,7 @@ def test_without_times_the_rule_is_named(model: Model) -> None:
     assert hidden.density == pytest.approx(0.2)
     assert hidden.bytes == model.hidden.format.nbytes.total
     assert hidden.bytes_dense == 40 * 18 * 4
-    assert hidden.why == "rule: csr up to density 0.25 on cpu"
+    assert hidden.why == "rule: csr up to density 0.4 on cpu"
     head = rows["head"]
     assert (head.format, head.variant, head.density, head.bytes) == ("dense", "torch", 1.0, 640)
     assert head.why == "excluded by 'head'"

@@ -74,8 +74,8 @@ def test_dense_layers_in_between() -> None:
     pruner = prune(model, Static(density=mixed))
     assert pruner.density == pytest.approx(mixed, abs=1e-3)
     assert [(row.names, row.format) for row in pruner.report.layers] == [
-        (["0"], "masked"),
-        (["2"], "masked"),
+        (["0"], "csr"),
+        (["2"], "csr"),
         (["4"], "dense"),
     ]
     with pytest.raises(ValueError, match="Expected density of static to be that of the model, 0.3"):
