@@ -7,10 +7,10 @@
 
 namespace sparsekern::avx512 {
 
+#include "bits.inl"
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"
 #include "bsr_table.inl"
-#include "bits.inl"
 #include "convolve.inl"
 #include "dot.inl"
 #include "masked_adamw.inl"

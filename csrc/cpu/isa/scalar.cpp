@@ -8,10 +8,10 @@
 
 namespace sparsekern::scalar {
 
+#include "bits.inl"
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"
 #include "bsr_table.inl"
-#include "bits.inl"
 #include "convolve.inl"
 #include "dot.inl"
 #include "masked_adamw.inl"
