@@ -14,7 +14,7 @@ from sparsekern.formats import SparseFormat
 from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
 from sparsekern.nn.layer import SparseLayer, build_stored, format_from_dense, select
-from sparsekern.ops.csr.conv2d import check_geometry
+from sparsekern.ops._geometry import check_geometry
 
 Size = int | tuple[int, ...]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")

@@ -13,11 +13,11 @@ from torch import Tensor
 from sparsekern._checks import check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
 from sparsekern.ops._define import Cost, Variant, define_op
+from sparsekern.ops._geometry import check_geometry, output_size
 from sparsekern.ops.bsr import _convolutions as samples
 from sparsekern.ops.bsr.dense import gather, gather_op, to_dense, to_dense_op
 from sparsekern.ops.bsr.index import BsrIndex, as_matrix, from_matrix
 from sparsekern.ops.csr._checks import check_operands
-from sparsekern.ops.csr.conv2d import check_geometry, output_size
 
 _INDEX = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor perm"
 _GEOMETRY = (

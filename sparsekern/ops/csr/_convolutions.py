@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsekern.ops._define import Sample
+from sparsekern.ops._geometry import output_size
 from sparsekern.ops.csr._checks import VALUE_DTYPES
 from sparsekern.ops.csr.index import index_from_mask
 
@@ -98,20 +99,6 @@ CONVOLUTIONS = (
     C("one_output", (2, 20, 9, 9), 1, (3, 3), padding=(1, 1)),
     C("no_batch", (0, 4, 5, 5), 3, (3, 3)),
 )
-
-
-def output_size(
-    size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """Height and width of the output, by torch's formula."""
-    return [
-        (size[i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    ]
 
 
 def _output_shape(x: Tensor, crow: Tensor, **geometry: Any) -> tuple[int, ...]:

@@ -13,9 +13,10 @@ from torch import Tensor
 from sparsekern._checks import check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
 from sparsekern.ops._define import Cost, Variant, define_op
+from sparsekern.ops._geometry import check_geometry, output_size
 from sparsekern.ops.csr import _convolutions as samples
 from sparsekern.ops.csr._checks import check_operands
-from sparsekern.ops.csr._convolutions import INDEX_NAMES, output_size
+from sparsekern.ops.csr._convolutions import INDEX_NAMES
 from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
 from sparsekern.ops.csr.index import CsrIndex
 
@@ -107,20 +108,6 @@ def _check(
     columns = channels * kernel_size[0] * kernel_size[1]
     named = dict(zip(INDEX_NAMES, index, strict=True))
     check_operands(x, values, bias, probe, (rows, columns), named)
-
-
-def check_geometry(kernel_size: _Pair, stride: _Pair, padding: _Pair, dilation: _Pair) -> None:
-    """Raises ValueError unless these are pairs of numbers of at least 1 (padding: 0)."""
-    for name, pair, least in (
-        ("kernel_size", kernel_size, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):
-        if len(pair) != 2 or min(pair) < least:
-            raise ValueError(
-                f"Expected {name} to be two numbers of at least {least}. Got {tuple(pair)}."
-            )
 
 
 def _fake(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Tensor:
@@ -358,4 +345,4 @@ def conv2d(
     return y.contiguous(memory_format=torch.channels_last) if last else y
 
 
-__all__ = ["check_geometry", "conv2d", "conv2d_backward_op", "conv2d_op", "output_size"]
+__all__ = ["conv2d", "conv2d_backward_op", "conv2d_op"]

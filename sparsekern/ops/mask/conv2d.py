@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
 from sparsekern.ops._define import Cost, Sample, define_op
+from sparsekern.ops._geometry import check_geometry, output_size
 from sparsekern.ops.mask.bits import _check_bits, apply_op, pack_bits, unpack_bits_op
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -53,12 +54,8 @@ def _check(
 ) -> None:
     check_tensor(x, "x", ndim=4)
     check_tensor(weight, "weight", ndim=4)
-    *pairs, groups = geometry
-    for name, pair, least in zip(("stride", "padding", "dilation"), pairs, (1, 0, 1), strict=True):
-        if len(pair) != 2 or min(pair) < least:
-            raise ValueError(
-                f"Expected {name} to be two numbers of at least {least}. Got {tuple(pair)}."
-            )
+    stride, padding, dilation, groups = geometry
+    check_geometry(weight.shape[2:], stride, padding, dilation)
     if groups < 1 or weight.shape[0] % groups != 0:
         raise ValueError(
             f"Expected groups to divide {weight.shape[0]} output channels. Got {groups}."
@@ -91,12 +88,8 @@ def _output_shape(
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[int, int, int, int]:
-    height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
-        + 1
-        for i in range(2)
-    )
-    return x.shape[0], weight.shape[0], height, width
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return x.shape[0], weight.shape[0], size[0], size[1]
 
 
 def _fake(
