@@ -27,8 +27,8 @@ namespace sparsekern {
 // Memory of results that were freed, at most SPARSEKERN_KEEP_MB (512; checked by _extension.py) of
 // it, oldest dropped first.
 // PERF: malloc hands results of more than 32 MB back to the kernel and gets cleared pages for the
-// next, so that the faults cost more than the arithmetic: writing 33 MB takes 8.7 ms in fresh
-// memory and 1.4 ms in memory that has been written before (Zen 5, two threads).
+// next, so that the faults cost more than the arithmetic: copying 33 MB takes 8.7 ms into
+// fresh memory and 1.4 ms into memory that has been written before (Zen 5, two threads).
 class KeptMemory {
  public:
   struct Block {

@@ -20,7 +20,7 @@ from sparsekern.formats.base import SparseFormat
 from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 
 # PERF: densities up to which csr beats a dense layer forward + backward from batch 32 on, by 1.3 to
-# 2.7 times at 0.4 on the CPU (Zen 5), and up to which training with momentum takes less memory. A
+# 2.5 times at 0.4 on the CPU (Zen 5), and up to which training with momentum takes less memory. A
 # batch of one loses from 0.15 on where the dense weight fits a cache (bench/never_slower.py).
 # Shapes, and so memory, follow from this rule, never from a clock.
 CSR_DENSITY = {"cpu": 0.4, "cuda": 0.02}

@@ -99,7 +99,7 @@ class Op:
                 )
             return self.overload(*args, **options)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
-            with torch._C._AutoDispatchBelowAutograd():  # PERF: 20 us less, of 50
+            with torch._C._AutoDispatchBelowAutograd():  # PERF: 4.9 us, not 9.1
                 return self.overload(*args, **options)
         return self.function.apply(*args, options)
 

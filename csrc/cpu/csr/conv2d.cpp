@@ -1,8 +1,9 @@
 // Formula    y[n, o, i, j] = bias[o] + sum W[o, c, ky, kx] x[n, c, i s - p + ky d, j s - p + kx d],
 //            W in compressed rows [O, C / groups * kh * kw].
-// Mapping    a task is a tile: a patch of at most 64 output pixels, packed once and multiplied with
+// Mapping    a task is a tile: a patch of at most 128 output pixels, packed once and multiplied with
 //            all rows by one thread in its own cache. NCHW stays as it is.
-// Tile       64 pixels by a block of rows, kept in scratch until all input channels are added.
+// Tile       128 pixels by a block of rows: sums wait in scratch from panel to panel of channels, the
+//            last panel writes the output where the tile's lanes are neighbours in it.
 // Arithmetic accumulated in the dtype of `values`, in the order of the columns.
 // Contract   sparsekern/ops/csr/conv2d.py; patches.h, walk.h; bodies: ../isa/.
 #include <torch/csrc/stable/library.h>

@@ -1,6 +1,7 @@
 // Formula    y = x W^T + bias, W in compressed rows.
 // Mapping    a task is a tile of the batch, packed and multiplied by one thread in its own cache;
-//            the tiles that do not come out even are shared: (tile, block of rows).
+//            the tiles that do not come out even are shared: (tile, block of rows). A batch of at
+//            most 16 is cut by rows alone.
 // Tile       up to 64 batch elements; a block's outputs stay in a scratch tile until all panels of
 //            columns have been added, then are transposed out together with the bias.
 // Arithmetic accumulated in the dtype of `values` (float, double), in the order of the columns.

@@ -50,7 +50,7 @@ def test_memory_is_used_again() -> None:
     assert convolve(x).data_ptr() == first
 
 
-def test_results_are_ordinary_tensors(tmp_path: object) -> None:
+def test_results_are_ordinary_tensors() -> None:
     y = convolve(torch.ones(SHAPE))
     assert y.is_contiguous()
     assert y.clone().add_(1).sum() == 3 * y.numel()
