@@ -6,6 +6,7 @@ from sparsekern.models.gpt import GPT, Decoder
 from sparsekern.models.mlp import MLP, mlp
 from sparsekern.models.model import MODELS, Model
 from sparsekern.models.resnet import ResidualNetwork, ResNet
+from sparsekern.models.vgg import VGG, vgg
 from sparsekern.models.vit import VisionTransformer, ViT
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "GPT",
     "MLP",
     "MODELS",
+    "VGG",
     "Decoder",
     "Encoder",
     "Model",
@@ -23,4 +25,5 @@ __all__ = [
     "VisionTransformer",
     "cnn",
     "mlp",
+    "vgg",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sparsekern as sk
-from sparsekern.models import BERT, CNN, GPT, MLP, MODELS, Model, ResNet, ViT
+from sparsekern.models import BERT, CNN, GPT, MLP, MODELS, VGG, Model, ResNet, ViT
 from sparsekern.prune.sparsify import find_targets
 from sparsekern.train.loss import cross_entropy
 
@@ -23,6 +23,7 @@ CASES: dict[str, tuple[Model, tuple[int, ...], dict[str, Any]]] = {
     "resnet": (ResNet(depth=20, width=0.25), *IMAGE),
     "resnet-projection": (ResNet(depth=20, width=0.25, shortcut="projection"), *IMAGE),
     "resnet-imagenet": (ResNet(depth=18, width=0.125, stem="imagenet"), (3, 64, 64), {}),
+    "vgg": (VGG(depth=11, width=0.125), (3, 32, 32), {}),
     "vit": (ViT(features=16, heads=2, depth=2), *IMAGE),
     "bert": (BERT(features=16, heads=2, depth=2, dropout=0.1), *TEXT),
     "bert-rows": (BERT(features=16, heads=2, depth=2), (8, 8), {}),
@@ -138,6 +139,7 @@ def test_width_out_of_range(case: str, width: float):
         (MLP(hidden=(4,)), (9,), {"vocabulary": 5}, "to be numbers. Got tokens of shape [9]."),
         (CNN(), (64,), {}, "to be images [channels, height, width]. Got numbers of shape [64]."),
         (ResNet(depth=20), (8, 8), {}, "to be images [channels, height, width]. Got numbers of "),
+        (VGG(depth=16), (8, 8), {}, "to be images [channels, height, width]. Got numbers of "),
         (ViT(), (9,), {"vocabulary": 5}, "to be images [channels, height, width]. Got tokens of "),
         (BERT(), (1, 8, 8), {}, "or rows of numbers [tokens, numbers]. Got numbers of shape [1, "),
         (GPT(), (8, 8), {"per_token": True}, "to be tokens [tokens]. Got numbers of shape [8, 8]."),
