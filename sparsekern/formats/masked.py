@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsekern._checks import check_mask, check_tensor
@@ -16,9 +17,10 @@ from sparsekern.formats.base import (
     TopologyChange,
     replace_data,
 )
-from sparsekern.formats.plan import choose_kernel
+from sparsekern.formats.plan import choose_kernel, forward_alone_is_dense
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
+from sparsekern.ops._geometry import output_size
 from sparsekern.ops.csr import CsrIndex
 
 
@@ -29,7 +31,8 @@ class MaskedFormat(SparseFormat):
     optimiser leaves them at zero; ``sk.optim.MaskedAdamW`` and ``MaskedSGD`` know the mask and take
     one pass. ``variant`` says what runs: "dense" (torch's matmul on the masked
     weight) or "csr" (the kept weights are gathered and multiplied by the csr kernels); with
-    ``variant="auto"`` each new mask decides by the fixed rule of :func:`choose_kernel`.
+    ``variant="auto"`` each new mask decides by the fixed rule of :func:`choose_kernel`, and small
+    batches without gradients take the dense weight (:func:`forward_alone_is_dense`).
 
     Bytes: 4 for each weight, one bit for the mask, and the csr index while that kernel runs.
     """
@@ -102,21 +105,55 @@ class MaskedFormat(SparseFormat):
         return dense[self.mask()]
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        index = self.index
+        weight, index = self.weight, self.index
+        plain = self._may_be_plain(x, bias) and x.ndim > 0 and x.shape[-1] == weight.shape[1]
+        if plain and self._is_dense_at(x.shape[:-1].numel()):
+            return F.linear(x, weight, bias)
         if index is None:
-            return mask_ops.linear(x, self.weight, self.bits, bias, probe=self._probe)
-        values = csr.gather(self.weight, index.crow, index.col)
+            return mask_ops.linear(x, weight, self.bits, bias, probe=self._probe)
+        values = csr.gather(weight, index.crow, index.col)
         return csr.linear(x, values, index, bias, probe=self._probe)
 
-    def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
-        index = self.index
-        if index is not None:
-            values = csr.gather(self.weight.flatten(1), index.crow, index.col)
-            size = self.shape[2:]
-            return csr.conv2d(
-                x, values, index, bias, kernel_size=size, probe=self._probe, **geometry
-            )
-        return mask_ops.conv2d(x, self.weight, self.bits, bias, probe=self._probe, **geometry)
+    def conv2d(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> Tensor:
+        weight, index = self.weight, self.index
+        taps = self.shape[2:]
+        plain = self._may_be_plain(x, bias) and x.ndim == 4
+        if plain and x.shape[1] == weight.shape[1] * groups:
+            high, wide = output_size(x.shape[2:], taps, stride, padding, dilation)
+            if min(high, wide) > 0 and self._is_dense_at(x.shape[0] * high * wide):
+                return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        geometry: dict[str, Any] = {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+        }
+        if index is None:
+            return mask_ops.conv2d(x, weight, self.bits, bias, probe=self._probe, **geometry)
+        values = csr.gather(weight.flatten(1), index.crow, index.col)
+        return csr.conv2d(x, values, index, bias, kernel_size=taps, probe=self._probe, **geometry)
+
+    def _may_be_plain(self, x: Tensor, bias: Tensor | None) -> bool:
+        """Whether torch's own layer of the masked weight gives all that is wanted: no gradients,
+        no dtypes to convert, and no graph in which a size must stay open."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return x.dtype == self.weight.dtype and (bias is None or bias.dtype == x.dtype)
+
+    def _is_dense_at(self, batch: int) -> bool:
+        """Whether dense is what runs a forward pass of so many rows or output pixels."""
+        if self.index is None:
+            return True
+        return self.variant == "auto" and forward_alone_is_dense(self.density, batch)
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:

@@ -24,6 +24,11 @@ from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 # batch of one loses from 0.15 on where the dense weight fits a cache (bench/never_slower.py).
 # Shapes, and so memory, follow from this rule, never from a clock.
 CSR_DENSITY = {"cpu": 0.4, "cuda": 0.02}
+# PERF: densities up to which a dense master trains faster on the csr kernels, values gathered and
+# gradients scattered: 1.2 to 2 times at 0.5. Small batches without gradients lose there, so they
+# take the dense weight, which is at hand (forward_alone_is_dense).
+KERNEL_DENSITY = {"cpu": 0.55, "cuda": 0.02}
+SMALL_BATCH_DENSITY, SMALL_BATCH = 0.15, 64
 # PERF: the same for blocks of at least LEAST_BLOCK weights; blocks of 16 x 16 at density 0.5 take
 # about a third of a dense layer's time, forward + backward (Zen 5).
 BSR_DENSITY = {"cpu": 0.5}
@@ -62,19 +67,32 @@ def choose_format(
 
 def choose_kernel(density: float, device: torch.device) -> str:
     """What a dense master runs: ``csr`` or ``dense``."""
-    return "csr" if csr_pays(density, device) else "dense"
+    return "csr" if density <= KERNEL_DENSITY.get(device.type, 0.0) else "dense"
+
+
+def forward_alone_is_dense(density: float, batch: int) -> bool:
+    """Whether a dense master that trains on csr kernels multiplies by its dense weight all the
+    same: without gradients, for at most SMALL_BATCH rows (output pixels of a convolution)."""
+    return batch <= SMALL_BATCH and density > SMALL_BATCH_DENSITY
 
 
 def rule_in_words(format: SparseFormat) -> str:
     """Why a format runs what it runs when nothing was measured: the rule, or what was asked for."""
     device = format.parameter.device
-    name, limits = ("bsr", BSR_DENSITY) if format.name == "bsr" else ("csr", CSR_DENSITY)
-    text = f"rule: {name} up to density {limits.get(device.type, 0.0):g} on {device.type}"
+    if format.master == "dense":
+        limit = KERNEL_DENSITY.get(device.type, 0.0)
+        text = f"rule: csr kernels up to density {limit:g} on {device.type}"
+        if SMALL_BATCH_DENSITY < format.density <= limit:
+            text += ", dense for small batches without gradients"
+        text += "; the master is dense"
+    else:
+        name, limits = ("bsr", BSR_DENSITY) if format.name == "bsr" else ("csr", CSR_DENSITY)
+        text = f"rule: {name} up to density {limits.get(device.type, 0.0):g} on {device.type}"
     if format.variant != "auto":
         return f"asked for; {text}"
     if format.name != choose_format(format.density, device, format.master, format.pattern):
         return f"format {format.name} was asked for; {text}"
-    return f"{text}; the master is dense" if format.master == "dense" else text
+    return text
 
 
 PLAN_VERSION = 1

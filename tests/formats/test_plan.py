@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.profiler import profile
 
 from sparsekern._extension import native
 from sparsekern.formats import FORMATS, LayerPlan, Plan, SparseFormat, choose_format, choose_kernel
-from sparsekern.formats.plan import CSR_DENSITY, rule_in_words, sparse_weights
+from sparsekern.formats.plan import CSR_DENSITY, KERNEL_DENSITY, rule_in_words, sparse_weights
 from sparsekern.nn import SparseLinear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -52,12 +54,37 @@ def plan_of(model: nn.Module, **changes: Any) -> Plan:
 def test_the_rule_is_written_down() -> None:
     """Shapes follow from the density and the kind of device, never from a clock."""
     assert CSR_DENSITY == {"cpu": 0.4, "cuda": 0.02}
+    assert KERNEL_DENSITY == {"cpu": 0.55, "cuda": 0.02}
     for device, pays, does_not in ((CPU, 0.4, 0.4001), (CUDA, 0.02, 0.0201)):
         assert choose_format(pays, device) == choose_kernel(pays, device) == "csr"
         assert choose_format(does_not, device) == "masked"
-        assert choose_kernel(does_not, device) == "dense"
         assert choose_format(pays, device, master="dense") == "masked"
+    for device, pays, does_not in ((CPU, 0.55, 0.5501), (CUDA, 0.02, 0.0201)):
+        assert choose_kernel(pays, device) == "csr"
+        assert choose_kernel(does_not, device) == "dense"
     assert choose_format(0.001, torch.device("meta")) == "masked"
+
+
+def test_small_batches_without_gradients_are_dense() -> None:
+    """A dense master on csr kernels has the dense weight at hand: the bits are torch's own."""
+    stored, bias = make("masked", 0.5), torch.randn(20)
+    assert stored.running == "csr"
+    few, many = torch.randn(2, 32, 10), torch.randn(65, 10)
+    with torch.no_grad():
+        weight = stored.parameter.detach()
+        assert torch.equal(stored.linear(few, bias), F.linear(few, weight, bias))
+    with profile() as found, torch.no_grad():
+        stored.linear(few, bias)
+    assert not any("csr_linear" in event.key for event in found.key_averages())
+    for x, gradients in ((few, True), (many, False)):
+        with profile() as found, torch.set_grad_enabled(gradients):
+            y = stored.linear(x, bias)
+        assert any("csr_linear" in event.key for event in found.key_averages())
+        torch.testing.assert_close(y, F.linear(x, weight, bias))
+    stored.variant = "csr"
+    with profile() as found, torch.no_grad():
+        stored.linear(few, bias)
+    assert any("csr_linear" in event.key for event in found.key_averages())
 
 
 # Variants
@@ -167,7 +194,10 @@ def test_densities_agree_to_two_digits() -> None:
 def test_rule_in_words() -> None:
     assert rule_in_words(make("csr", 0.2)) == "rule: csr up to density 0.4 on cpu"
     assert rule_in_words(make("csr", 0.6)).startswith("format csr was asked for; rule: csr up to")
-    assert rule_in_words(make("masked", 0.6)).endswith("the master is dense")
+    masked = "rule: csr kernels up to density 0.55 on cpu"
+    assert rule_in_words(make("masked", 0.6)) == f"{masked}; the master is dense"
+    small = "dense for small batches without gradients"
+    assert rule_in_words(make("masked", 0.5)) == f"{masked}, {small}; the master is dense"
     stored = make("csr")
     stored.variant = "dense"
     assert rule_in_words(stored).startswith("asked for; rule")
