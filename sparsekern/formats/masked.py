@@ -129,7 +129,7 @@ class MaskedFormat(SparseFormat):
         plain = self._may_be_plain(x, bias) and x.ndim == 4
         if plain and x.shape[1] == weight.shape[1] * groups:
             high, wide = output_size(x.shape[2:], taps, stride, padding, dilation)
-            if min(high, wide) > 0 and self._is_dense_at(x.shape[0] * high * wide):
+            if min(high, wide) > 0 and self._is_dense_at(x.shape[0], convolution=True):
                 return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
         geometry: dict[str, Any] = {
             "stride": stride,
@@ -149,11 +149,13 @@ class MaskedFormat(SparseFormat):
             return False
         return x.dtype == self.weight.dtype and (bias is None or bias.dtype == x.dtype)
 
-    def _is_dense_at(self, batch: int) -> bool:
-        """Whether dense is what runs a forward pass of so many rows or output pixels."""
+    def _is_dense_at(self, batch: int, convolution: bool = False) -> bool:
+        """Whether dense is what runs a forward pass of so many rows or images."""
         if self.index is None:
             return True
-        return self.variant == "auto" and forward_alone_is_dense(self.density, batch)
+        return self.variant == "auto" and forward_alone_is_dense(
+            self.density, batch, convolution=convolution
+        )
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> TopologyChange:

@@ -25,10 +25,10 @@ from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 # Shapes, and so memory, follow from this rule, never from a clock.
 CSR_DENSITY = {"cpu": 0.4, "cuda": 0.02}
 # PERF: densities up to which a dense master trains faster on the csr kernels, values gathered and
-# gradients scattered: 1.2 to 2 times at 0.5. Small batches without gradients lose there, so they
-# take the dense weight, which is at hand (forward_alone_is_dense).
+# gradients scattered: 1.1 to 2.4 times at 0.5. The forward pass alone is another matter, and the
+# dense weight is at hand for it (forward_alone_is_dense).
 KERNEL_DENSITY = {"cpu": 0.55, "cuda": 0.02}
-SMALL_BATCH_DENSITY, SMALL_BATCH = 0.15, 64
+SINGLE_DENSITY = 0.15
 # PERF: the same for blocks of at least LEAST_BLOCK weights; blocks of 16 x 16 at density 0.5 take
 # about a third of a dense layer's time, forward + backward (Zen 5).
 BSR_DENSITY = {"cpu": 0.5}
@@ -70,10 +70,17 @@ def choose_kernel(density: float, device: torch.device) -> str:
     return "csr" if density <= KERNEL_DENSITY.get(device.type, 0.0) else "dense"
 
 
-def forward_alone_is_dense(density: float, batch: int) -> bool:
+def forward_alone_is_dense(density: float, batch: int, *, convolution: bool = False) -> bool:
     """Whether a dense master that trains on csr kernels multiplies by its dense weight all the
-    same: without gradients, for at most SMALL_BATCH rows (output pixels of a convolution)."""
-    return batch <= SMALL_BATCH and density > SMALL_BATCH_DENSITY
+    same where there are no gradients: from density 0.15 on for a batch of one, from 0.4 on for
+    batches below 32 and for convolutions.
+
+    PERF: at density 0.5 the csr kernels take 1.5 times as long as dense for 8 rows, 0.7 times for
+    64; 3x3 convolutions 0.85 to 1.5 times, whatever the batch (Zen 5, 2 threads).
+    """
+    if density > CSR_DENSITY["cpu"]:
+        return convolution or batch < 32
+    return density > SINGLE_DENSITY and batch <= 1
 
 
 def rule_in_words(format: SparseFormat) -> str:
@@ -82,7 +89,7 @@ def rule_in_words(format: SparseFormat) -> str:
     if format.master == "dense":
         limit = KERNEL_DENSITY.get(device.type, 0.0)
         text = f"rule: csr kernels up to density {limit:g} on {device.type}"
-        if SMALL_BATCH_DENSITY < format.density <= limit:
+        if CSR_DENSITY.get(device.type, 0.0) < format.density <= limit:
             text += ", dense for small batches without gradients"
         text += "; the master is dense"
     else:

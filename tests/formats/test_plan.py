@@ -16,7 +16,13 @@ from torch.profiler import profile
 
 from sparsekern._extension import native
 from sparsekern.formats import FORMATS, LayerPlan, Plan, SparseFormat, choose_format, choose_kernel
-from sparsekern.formats.plan import CSR_DENSITY, KERNEL_DENSITY, rule_in_words, sparse_weights
+from sparsekern.formats.plan import (
+    CSR_DENSITY,
+    KERNEL_DENSITY,
+    forward_alone_is_dense,
+    rule_in_words,
+    sparse_weights,
+)
 from sparsekern.nn import SparseLinear
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -65,11 +71,20 @@ def test_the_rule_is_written_down() -> None:
     assert choose_format(0.001, torch.device("meta")) == "masked"
 
 
+def test_forward_alone() -> None:
+    assert forward_alone_is_dense(0.41, 31)
+    assert not forward_alone_is_dense(0.41, 32)
+    assert forward_alone_is_dense(0.41, 500, convolution=True)
+    assert not forward_alone_is_dense(0.4, 2)
+    assert forward_alone_is_dense(0.16, 1)
+    assert not forward_alone_is_dense(0.15, 1)
+
+
 def test_small_batches_without_gradients_are_dense() -> None:
     """A dense master on csr kernels has the dense weight at hand: the bits are torch's own."""
     stored, bias = make("masked", 0.5), torch.randn(20)
     assert stored.running == "csr"
-    few, many = torch.randn(2, 32, 10), torch.randn(65, 10)
+    few, many = torch.randn(31, 10), torch.randn(2, 16, 10)
     with torch.no_grad():
         weight = stored.parameter.detach()
         assert torch.equal(stored.linear(few, bias), F.linear(few, weight, bias))

@@ -31,6 +31,29 @@ def check_rows(crow: Tensor, col: Tensor) -> None:
         raise ValueError("Expected crow to have one element more than rows. Got 0 elements.")
 
 
+def fits_on_cpu(
+    x: Tensor, values: Tensor, bias: Tensor | None, index: tuple[Tensor, ...], rows: int
+) -> bool:
+    """Whether :func:`check_operands` would find nothing in float32 operands on the CPU.
+
+    PERF: this runs in every forward pass; 2 us in place of 5 with the checks that can say what is
+    wrong, so those run only where this says no.
+    """
+    dtype = torch.float32
+    if x.dtype is not dtype or values.dtype is not dtype or not x.is_cpu or not values.is_cpu:
+        return False
+    if bias is not None and not (
+        bias.dtype is dtype and bias.is_cpu and bias.dim() == 1 and bias.numel() == rows
+    ):
+        return False
+    for tensor in index:
+        if tensor.dtype is not torch.int32 or not tensor.is_cpu or tensor.dim() != 1:
+            return False
+    _, col, _, _, col_t, perm, _ = index
+    nnz = values.numel()
+    return values.dim() == 1 and col.numel() == col_t.numel() == perm.numel() == nnz
+
+
 def check_operands(
     x: Tensor,
     values: Tensor,

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsekern._checks import as_rows, check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
 from sparsekern.ops._define import Cost, Sample, Variant, define_op
-from sparsekern.ops.csr._checks import VALUE_DTYPES, check_operands
+from sparsekern.ops.csr._checks import VALUE_DTYPES, check_operands, fits_on_cpu
 from sparsekern.ops.csr._samples import matrices
 from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
 from sparsekern.ops.csr.index import CsrIndex, build_index, index_from_mask
@@ -53,13 +53,14 @@ def _check(
         check_tensor(x, "x")
         check_tensor(values, "values")
     crow, _, _, crow_t, *_ = index
-    rows, cols = crow.shape[0] - 1, crow_t.shape[0] - 1
-    if x.ndim < 1 or x.shape[-1] != cols:
+    rows, cols = crow.size(0) - 1, crow_t.size(0) - 1
+    if x.dim() < 1 or x.size(-1) != cols:
         raise ValueError(
             f"Expected x to have {cols} features in its last dimension. Got shape {tuple(x.shape)}."
         )
-    named = dict(zip(CsrIndex._fields, index, strict=True))
-    check_operands(x, values, bias, probe, (rows, cols), named)
+    if probe is not None or not fits_on_cpu(x, values, bias, index, rows):
+        named = dict(zip(CsrIndex._fields, index, strict=True))
+        check_operands(x, values, bias, probe, (rows, cols), named)
 
 
 def _fake(
