@@ -25,6 +25,13 @@ class ScratchStack {
   ~ScratchStack() { release(); }
 
   void* take(int64_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    // Every buffer on its own and no byte longer than asked, so that what lies behind it is guarded.
+    void* own = nullptr;
+    if (posix_memalign(&own, size_t(kAlignment), size_t(bytes)) != 0) throw std::bad_alloc();
+    chunks_.push_back({static_cast<char*>(own), bytes});
+    return own;
+#endif
     const int64_t size = round_up(bytes > 0 ? bytes : 1, kAlignment);
     if (chunks_.empty() || used_ + size > chunks_.back().size) {
       chunks_.push_back({allocate(size), size});

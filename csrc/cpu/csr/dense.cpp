@@ -5,8 +5,6 @@
 // Contract   sparsekern/ops/csr/dense.py.
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
-
 #include "batch.h"
 
 namespace sparsekern {
@@ -38,7 +36,7 @@ void scatter(const Index& index, const void* values, int64_t cols, void* dense) 
     const int64_t last = std::min(index.rows, (group + 1) * kGroup);
     for (int64_t r = group * kGroup; r < last; ++r) {
       E* row = target + r * cols;
-      std::memset(static_cast<void*>(row), 0, size_t(cols) * sizeof(E));
+      std::fill_n(row, cols, E(0));
       for (int32_t j = index.crow[r]; j < index.crow[r + 1]; ++j)
         if (uint32_t(index.col[j]) < uint64_t(cols)) row[index.col[j]] = source[j];
     }

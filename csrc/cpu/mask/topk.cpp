@@ -79,7 +79,7 @@ Tensor mask_topk_bits_cpu(Tensor scores, int64_t k, std::optional<Tensor> among)
   }
   const uint64_t* bits = select_any(scores, k, candidates, scratch);
   Tensor packed = torch::stable::empty({ceil_div(numel, 8)}, ScalarType::Byte);
-  std::memcpy(packed.mutable_data_ptr(), bits, size_t(packed.numel()));
+  if (packed.numel() > 0) std::memcpy(packed.mutable_data_ptr(), bits, size_t(packed.numel()));
   return packed;
 }
 
