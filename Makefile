@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: train test test-all bench bench-kernels rivals tables lint types format venv clean
+.PHONY: train test test-all sanitize bench bench-kernels rivals tables lint types format venv clean
 
 train: venv  ## the main job: a sparse network on real data, from the recipe to the kernel
 	$(BIN)/sparsekern train digits-rigl
@@ -16,6 +16,9 @@ test: venv  ## the test suite, at most 12 minutes on two cores
 
 test-all: venv  ## everything, without a time limit
 	$(PYTEST) -m "not gpu"
+
+sanitize: venv  ## native tests under the address and undefined-behaviour sanitizers
+	.ci/sanitize
 
 bench: venv  ## kernels against dense and the installable rivals; tables under bench/results
 	$(BIN)/python -m bench.run $(SUITES)
