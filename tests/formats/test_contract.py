@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn import SparseLinear
 from sparsekern.ops import mask as mask_ops
+from sparsekern.ops.csr import CsrIndex
 
 NAMES = list(FORMATS)
 
@@ -262,6 +263,10 @@ def test_corrupt_csr_checkpoint_is_refused(what: str) -> None:
         ("csr", "starts_t", "Expected starts_t to follow"),
         ("masked", "weight", "Expected weight to be zero outside"),
         ("masked", "bits", "Expected (weight to be zero outside|the unused bits|nnz)"),
+        *[
+            ("masked", name, f"Expected {name} to follow from the mask")
+            for name in CsrIndex._fields
+        ],
     ],
 )
 def test_validate_names_the_broken_invariant(name: str, attribute: str, sentence: str) -> None:

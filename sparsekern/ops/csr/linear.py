@@ -325,6 +325,7 @@ def linear(
         NotImplementedError: a variant that cannot run here, with the reason; second derivatives.
 
     Gradients: of ``x``, ``values`` (float32 for 16-bit ``x``), ``bias`` and ``probe``.
+    NaN and infinity travel along kept weights only; dense has NaN * 0 = NaN for the others too.
     Deterministic: "panel" gives the same bits for any number of threads.
     Cost: ``2 B nnz`` flops forward, ``4 B nnz`` backward; reads ``x``, ``values`` and ``col``.
     Reference: register-blocked sparse x dense as in docs/cpu_kernels.md.
