@@ -20,6 +20,7 @@ from bench import (
     changes,
     conv2d,
     linear,
+    memory,
     never_slower,
     optimizer,
     roofline,
@@ -37,6 +38,7 @@ SUITES = {
     "changes": changes.run,
     "step": step.run,
     "optimizer": optimizer.run,
+    "memory": memory.run,
     "never_slower": never_slower.run,
     "train": train.run,
 }

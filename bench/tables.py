@@ -261,6 +261,27 @@ def never_slower(results: Path) -> str:
     return "\n\n".join(parts)
 
 
+def memory(results: Path) -> str:
+    """Bytes that a training run keeps, over dense: one row a network and format."""
+    parts = []
+    rows = newest("memory", results)
+    if rows:
+        # Bytes are the same on every machine.
+        own = [row for row in rows if row["device"] == rows[-1]["device"]]
+        densities = sorted({row["density"] for row in own}, reverse=True)
+        ratios = {(row["op"], row["variant"], row["density"]): row["of_dense"] for row in own}
+        body = [
+            [f"{op}, {variant}", *(f"{ratios[op, variant, d]:.3f}x" for d in densities)]
+            for op, variant in dict.fromkeys((row["op"], row["variant"]) for row in own)
+        ]
+        heading = [f"density {d:.2f}" for d in densities]
+        parts.append(
+            markdown(["bytes over dense", *heading], body)
+            + f"\n\nfloat32, torch {own[0]['torch']}, commit `{own[0]['commit']}`."
+        )
+    return "\n\n".join(parts)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "main job": main_job,
     "linear": speedups("linear", "forward_backward"),
@@ -273,6 +294,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "step adamw": speedups("step", "adamw"),
     "topology": topology,
     "changes": changes,
+    "memory": memory,
     "never slower": never_slower,
     "optimizer adamw": optimizer("adamw"),
     "optimizer sgd": optimizer("sgd"),

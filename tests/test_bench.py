@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench import block, changes, conv2d, linear, optimizer, step, tables, topology
+from bench import block, changes, conv2d, linear, memory, optimizer, step, tables, topology
 from bench.kernel_samples import SAMPLES, sample
 from bench.record import Recorder
 from bench.run import SUITES
@@ -73,9 +74,32 @@ def test_known_suites() -> None:
         "changes",
         "step",
         "optimizer",
+        "memory",
         "never_slower",
         "train",
     ]
+
+
+def test_memory_counts_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: AdamW keeps a step count of 4 bytes a tensor and two moments."""
+    dense, x = nn.Sequential(nn.Linear(32, 16)), torch.randn(2, 32)
+    whole = memory.trained(copy.deepcopy(dense), x)
+    numbers = 32 * 16 + 16
+    assert whole == memory.Held(4 * numbers, 4 * numbers, 8 * numbers + 8, 0)
+    own = memory.trained(memory.sparse("", dense, 0.25, "csr"), x)
+    kept = 32 * 16 // 4 + 16
+    assert (own.weights, own.gradients, own.state) == (4 * kept, 4 * kept, 8 * kept + 8)
+    stored = memory.sparse("", dense, 0.25, "csr").get_submodule("0.format")
+    assert own.indices == sum(buffer.nbytes for buffer in stored.buffers())
+    blocks = memory.trained(memory.sparse("", dense, 0.5, "bsr"), x)
+    assert blocks.weights == 4 * (32 * 16 // 2 + 16)
+    monkeypatch.setattr("bench.record.commit", lambda: "abc")
+    recorder = Recorder(tmp_path, "green")
+    for density, ratio in ((0.5, 0.9), (0.1, 0.2)):
+        recorder.write(suite="memory", op="net", variant="csr", density=density, of_dense=ratio)
+    lines = tables.memory(tmp_path).splitlines()
+    assert lines[0] == "| bytes over dense | density 0.50 | density 0.10 |"
+    assert lines[2] == "| net, csr | 0.900x | 0.200x |"
 
 
 def test_block_contenders_do_what_they_say() -> None:
