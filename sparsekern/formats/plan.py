@@ -25,8 +25,9 @@ from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 # Shapes, and so memory, follow from this rule, never from a clock.
 CSR_DENSITY = {"cpu": 0.4, "cuda": 0.02}
 # PERF: densities up to which a dense master trains faster on the csr kernels, values gathered and
-# gradients scattered: 1.1 to 2.4 times at 0.5. The forward pass alone is another matter, and the
-# dense weight is at hand for it (forward_alone_is_dense).
+# gradients scattered: 1.0 to 2 times as fast at 0.5 from batch 32 on, but for a few thousand weights,
+# where calls cost more than products (64 to 64: half as fast; bench/never_slower.py, Zen 5). The
+# forward pass alone takes the dense weight, which is at hand (forward_alone_is_dense).
 KERNEL_DENSITY = {"cpu": 0.55, "cuda": 0.02}
 SINGLE_DENSITY = 0.15
 # PERF: the same for blocks of at least LEAST_BLOCK weights; blocks of 16 x 16 at density 0.5 take
@@ -75,8 +76,8 @@ def forward_alone_is_dense(density: float, batch: int, *, convolution: bool = Fa
     same where there are no gradients: from density 0.15 on for a batch of one, from 0.4 on for
     batches below 32 and for convolutions.
 
-    PERF: at density 0.5 the csr kernels take 1.5 times as long as dense for 8 rows, 0.7 times for
-    64; 3x3 convolutions 0.85 to 1.5 times, whatever the batch (Zen 5, 2 threads).
+    PERF: at density 0.5 the csr kernels take 1.3 to 1.6 times as long as dense for 8 rows, 0.6 to
+    0.7 times for 64; 3x3 convolutions 0.8 to 1.8 times (Zen 5, 2 threads).
     """
     if density > CSR_DENSITY["cpu"]:
         return convolution or batch < 32

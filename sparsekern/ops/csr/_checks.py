@@ -36,8 +36,8 @@ def fits_on_cpu(
 ) -> bool:
     """Whether :func:`check_operands` would find nothing in float32 operands on the CPU.
 
-    PERF: this runs in every forward pass; 2 us in place of 5 with the checks that can say what is
-    wrong, so those run only where this says no.
+    PERF: this runs in every forward pass, where checks take 3.4 us with it and 5.2 without; those
+    that can say what is wrong run only where this says no.
     """
     dtype = torch.float32
     if x.dtype is not dtype or values.dtype is not dtype or not x.is_cpu or not values.is_cpu:
