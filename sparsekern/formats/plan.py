@@ -25,9 +25,9 @@ from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
 # Shapes, and so memory, follow from this rule, never from a clock.
 CSR_DENSITY = {"cpu": 0.4, "cuda": 0.02}
 # PERF: densities up to which a dense master trains faster on the csr kernels, values gathered and
-# gradients scattered: 1.0 to 2 times as fast at 0.5 from batch 32 on, but for a few thousand weights,
-# where calls cost more than products (64 to 64: half as fast; bench/never_slower.py, Zen 5). The
-# forward pass alone takes the dense weight, which is at hand (forward_alone_is_dense).
+# gradients scattered: 1.0 to 2 times as fast at 0.5 from batch 32 on, but for a few thousand
+# weights, where calls cost more than products (64 to 64: half as fast; bench/never_slower.py, Zen
+# 5). The forward pass alone takes the dense weight, which is at hand (forward_alone_is_dense).
 KERNEL_DENSITY = {"cpu": 0.55, "cuda": 0.02}
 SINGLE_DENSITY = 0.15
 # PERF: the same for blocks of at least LEAST_BLOCK weights; blocks of 16 x 16 at density 0.5 take
