@@ -91,28 +91,43 @@ class KeptMemory {
   const int64_t limit_ = limit();
 };
 
-// An uninitialised contiguous tensor on the CPU.
+// How the shim names an activation's dtype.
+inline int32_t shim_dtype(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  if (dtype == ScalarType::Double) return aoti_torch_dtype_float64();
+  if (dtype == ScalarType::BFloat16) return aoti_torch_dtype_bfloat16();
+  if (dtype == ScalarType::Half) return aoti_torch_dtype_float16();
+  return aoti_torch_dtype_float32();
+}
+
+// An uninitialised tensor on the CPU, of a type that activations may have: contiguous, or
+// channels_last where it has four dimensions.
 inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
-                                          torch::headeronly::ScalarType dtype) {
+                                          torch::headeronly::ScalarType dtype,
+                                          bool channels_last = false) {
+  const auto dim = int64_t(sizes.size());
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
+  if (channels_last) {
+    strides[1] = 1;
+    strides[3] = sizes[1];
+    strides[2] = strides[3] * sizes[3];
+  }
+  AtenTensorHandle handle = nullptr;
 #if defined(__linux__)
-  const bool is_double = dtype == torch::headeronly::ScalarType::Double;
-  int64_t bytes = is_double ? 8 : 4;
+  using torch::headeronly::ScalarType;
+  int64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
   for (int64_t size : sizes) bytes *= size;
-  const bool known = is_double || dtype == torch::headeronly::ScalarType::Float;
-  if (known && bytes >= KeptMemory::kLeast && torch_from_blob != nullptr) {
+  if (bytes >= KeptMemory::kLeast && torch_from_blob != nullptr) {
     const KeptMemory::Block taken = KeptMemory::instance().take(bytes);
     if (taken.data != nullptr) {
-      std::vector<int64_t> strides(sizes.size(), 1);
-      for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
       auto block = std::make_unique<KeptMemory::Block>(taken);
       const auto give_back = [](void*, void* context) {
         const std::unique_ptr<KeptMemory::Block> owned(static_cast<KeptMemory::Block*>(context));
         KeptMemory::instance().give_back(*owned);
       };
-      AtenTensorHandle handle = nullptr;
       const AOTITorchError error =
-          torch_from_blob(taken.data, int64_t(sizes.size()), sizes.data(), strides.data(), 0,
-                          is_double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+          torch_from_blob(taken.data, dim, sizes.data(), strides.data(), 0, shim_dtype(dtype),
                           aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),
                           nullptr, 0, give_back, block.get());
       if (error == 0) {
@@ -126,7 +141,11 @@ inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
     }
   }
 #endif
-  return torch::stable::empty(sizes, dtype);
+  if (!channels_last) return torch::stable::empty(sizes, dtype);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes.data(), strides.data(),
+                                                  shim_dtype(dtype), aoti_torch_device_type_cpu(),
+                                                  -1, &handle));
+  return torch::stable::Tensor(handle);
 }
 
 }  // namespace sparsekern

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 
 def check_geometry(
     kernel_size: Sequence[int],
@@ -36,3 +39,16 @@ def output_size(
         (size[i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
     ]
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last for images that are so and not contiguous as well, else NCHW."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def empty_images(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Uninitialised images of the dtype, device and memory format of ``like``."""
+    return torch.empty(
+        tuple(shape), dtype=like.dtype, device=like.device, memory_format=memory_format(like)
+    )

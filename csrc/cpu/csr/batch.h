@@ -119,7 +119,7 @@ class PackedTiles {
  private:
   void pack(const Tile& tile, int64_t index, int64_t first, int64_t count) const {
     kernels<T>().pack(rows_.at(tile.first, first), rows_.dtype, rows_.stride, tile.batch, count,
-                      tile.width, panel(index) + first * tile.width);
+                      tile.width, tile.width, panel(index) + first * tile.width);
   }
 
   const Rows& rows_;

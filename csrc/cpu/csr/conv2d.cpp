@@ -3,7 +3,8 @@
 // Mapping    a task is a tile: a patch of at most 128 output pixels, packed once and multiplied with
 //            all rows by one thread in its own cache. NCHW stays as it is.
 // Tile       128 pixels by a block of rows: sums wait in scratch from panel to panel of channels, the
-//            last panel writes the output where the tile's lanes are neighbours in it.
+//            last panel writes the output where the tile's lanes are neighbours in it. channels_last
+//            is turned into planes band by band on the way in, tile by tile on the way out (images.h).
 // Arithmetic accumulated in the dtype of `values`, in the order of the columns.
 // Contract   sparsekern/ops/csr/conv2d.py; patches.h, walk.h; bodies: ../isa/.
 #include <torch/csrc/stable/library.h>
@@ -11,7 +12,6 @@
 #include <optional>
 #include <string>
 
-#include "../output.h"
 #include "convolve.h"
 #include "index.h"
 
@@ -28,9 +28,8 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
   const auto* crow_data = static_cast<const int32_t*>(crow.data_ptr());
   check_row_bounds(crow_data, shape.out_channels, col.numel());
 
-  const Tensor in = widened(x, scalar_type<T>());
-  Tensor y = empty_output({shape.batch, shape.out_channels, shape.out_height, shape.out_width},
-                          scalar_type<T>());
+  const Images<T> in(x);
+  const ImageOutput<T> y({shape.batch, shape.out_channels, shape.out_height, shape.out_width}, x);
   if (y.numel() > 0) {
     const SparseKernel<T> kernel{crow_data,
                                  static_cast<const int32_t*>(col.data_ptr()),
@@ -42,13 +41,10 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
                                  shape.groups,
                                  shape.group_in(),
                                  false};
-    const PixelTarget<T> target{static_cast<T*>(y.mutable_data_ptr()),
-                                shape.out_height * shape.out_width,
-                                {shape.out_width, 1}};
-    convolve(shape.forward(), kernel, static_cast<const T*>(in.data_ptr()),
-             bias ? static_cast<const T*>(bias->data_ptr()) : nullptr, target);
+    convolve(shape.forward(), kernel, in, bias ? static_cast<const T*>(bias->data_ptr()) : nullptr,
+             y.target());
   }
-  return x.scalar_type() == scalar_type<T>() ? y : torch::stable::to(y, x.scalar_type());
+  return y.finished();
 }
 
 Tensor csr_conv2d_cpu(Tensor x, Tensor values, std::optional<Tensor> bias, std::optional<Tensor>,

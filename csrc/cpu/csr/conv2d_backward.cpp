@@ -10,10 +10,10 @@
 // Contract   sparsekern/ops/csr/conv2d.py; patches.h, walk.h; bodies: ../isa/.
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 
-#include "../output.h"
 #include "convolve.h"
 #include "index.h"
 
@@ -41,13 +41,12 @@ struct PixelClass {
   }
 };
 
-// Pixels (i, j) of a class of dx are the elements first + (i, j) * step of a plane of dx and x.
+// Pixels (i, j) of a class of dx are the elements first + (i, j) * step of images of this size.
 struct ClassPixels {
   Size2 size, first, step;
 
-  template <typename T>
-  PixelTarget<T> of(T* planes) const {
-    return {planes + first.h * size.w + first.w, size.h * size.w, {step.h * size.w, step.w}};
+  PixelTarget of(const PixelTarget& images) const {
+    return {images.data, images.dtype, images.map.every(first, step)};
   }
 };
 
@@ -57,12 +56,12 @@ template <typename T>
 class Gradients {
  public:
   Gradients(const ConvView& view, const SparseKernel<T>& kernel, const ClassPixels& pixels,
-            const T* grad, const T* x, T* dx, T* dvalues)
-      : grad_data_(grad),
-        x_data_(x),
+            const Images<T>& grad, const Images<T>& x, const PixelTarget* dx, T* dvalues)
+      : grad_images_(grad),
+        x_images_(x),
         dvalues_(dvalues),
-        x_pixels_(pixels.of(x)),
-        dx_pixels_(pixels.of(dx)),
+        pixels_(pixels),
+        dx_(dx != nullptr ? pixels.of(*dx) : PixelTarget{}),
         wants_dx_(dx != nullptr),
         grad_(view, kernel.nnz),
         x_(grad_.of_outputs(pixels.size, pixels.first, pixels.step)),
@@ -95,17 +94,21 @@ class Gradients {
     T* x_panels = scratch_.take<T>(threads * x_size_);
     T* outputs = scratch_.take<T>(threads * output_size_);
     T* sums = scratch_.take<T>(kChunks * nnz);
+    const Bands<T> grad_bands(grad_images_, grad_), x_bands(x_images_, x_);
+    T* grad_turned = scratch_.take<T>(threads * grad_bands.size());
+    T* x_turned = scratch_.take<T>(threads * x_bands.size());
     parallel_tasks(kChunks, work_, [&](int64_t chunk, int64_t slot) {
       const int64_t first = tiles * chunk / kChunks, last = tiles * (chunk + 1) / kChunks;
       T* panel = panels + slot * grad_size_;
       T* x_panel = x_panels + slot * x_size_;
       for (int64_t tile = first; tile < last; ++tile) {
-        grad_.bring_in(grad_data_, tile, tile == first);
-        grad_.pack(kernels<T>(), grad_data_, tile, 0, channels_, panel);
-        x_.bring_in(x_data_, tile, tile == first);
-        pack_x(tile, x_panel);
+        const Planes<T> grad =
+            grad_bands.bring_in(tile, tile == first, grad_turned + slot * grad_bands.size());
+        grad_.pack(grad, tile, 0, channels_, panel);
+        const Planes<T> x = x_bands.bring_in(tile, tile == first, x_turned + slot * x_bands.size());
+        pack_x(x, tile, x_panel);
         for (int64_t block = 0; block < walk_.blocks(); ++block)
-          add_tile(tile, block, panel, x_panel, tile > first, outputs + slot * output_size_,
+          add_tile(x, tile, block, panel, x_panel, tile > first, outputs + slot * output_size_,
                    sums + chunk * nnz);
       }
     });
@@ -127,20 +130,23 @@ class Gradients {
     T* x_panels = scratch_.take<T>(wave * x_size_);
     T* outputs = scratch_.take<T>(thread_count() * output_size_);
     T* sums = scratch_.take<T>(walk_.nnz());
+    Tensor copies[2];
+    const Planes<T> grad =
+        grad_images_.whole({grad_.view().height, grad_.view().width}, &copies[0]);
+    const Planes<T> x = x_images_.whole(pixels_.size, &copies[1]);
     for (int64_t first = 0; first < tiles; first += wave) {
       const int64_t count = std::min(wave, tiles - first);
       parallel_tasks(2 * count, work_, [&](int64_t task, int64_t) {
         const int64_t tile = task / 2;
         if (task % 2 == 0) {
-          pack_x(first + tile, x_panels + tile * x_size_);
+          pack_x(x, first + tile, x_panels + tile * x_size_);
         } else {
-          grad_.pack(kernels<T>(), grad_data_, first + tile, 0, channels_,
-                     panels + tile * grad_size_);
+          grad_.pack(grad, first + tile, 0, channels_, panels + tile * grad_size_);
         }
       });
       parallel_tasks(walk_.blocks(), work_, [&](int64_t block, int64_t slot) {
         for (int64_t tile = 0; tile < count; ++tile)
-          add_tile(first + tile, block, panels + tile * grad_size_, x_panels + tile * x_size_,
+          add_tile(x, first + tile, block, panels + tile * grad_size_, x_panels + tile * x_size_,
                    first + tile > 0, outputs + slot * output_size_, sums);
       });
     }
@@ -148,19 +154,23 @@ class Gradients {
     for (int64_t j = 0; j < walk_.nnz(); ++j) dvalues_[sources[j]] = sums[j];
   }
 
-  void pack_x(int64_t tile, T* x_panel) const {
-    Patches::Lanes lanes;
-    if (!grad_.in_place(tile, x_pixels_.channel_stride, x_pixels_.stride, &lanes))
-      x_.pack(kernels<T>(), x_data_, tile, 0, walk_.rows(), x_panel);
+  // Where the kernels find x: in its planes, or packed.
+  bool x_lanes(const Planes<T>& x, int64_t tile, Patches::Lanes* lanes) const {
+    return grad_.in_place(tile, x.map().every(pixels_.first, pixels_.step), lanes);
   }
 
-  void add_tile(int64_t tile, int64_t block, const T* panel, const T* x_panel, bool accumulate,
-                T* scratch, T* sums) const {
+  void pack_x(const Planes<T>& x, int64_t tile, T* x_panel) const {
+    Patches::Lanes lanes;
+    if (!x_lanes(x, tile, &lanes)) x_.pack(x, tile, 0, walk_.rows(), x_panel);
+  }
+
+  void add_tile(const Planes<T>& x_planes, int64_t tile, int64_t block, const T* panel,
+                const T* x_panel, bool accumulate, T* scratch, T* sums) const {
     const int64_t row = block * walk_.row_block();
     Patches::Lanes lanes{};
-    const bool in_place = grad_.in_place(tile, x_pixels_.channel_stride, x_pixels_.stride, &lanes);
-    const TileRows<const T> x = in_place ? lanes.of(x_pixels_.begin, row, x_pixels_.channel_stride)
-                                         : x_.packed(x_panel + row * x_.channel_size());
+    const TileRows<const T> x = x_lanes(x_planes, tile, &lanes)
+                                    ? lanes.of(x_planes.data, row, x_planes.channel_stride)
+                                    : x_.packed(x_panel + row * x_.channel_size());
     const int width = grad_.width();
     if (!wants_dx_) {
       for (int64_t p = 0; p < walk_.panels(); ++p)
@@ -168,7 +178,7 @@ class Gradients {
                                       accumulate, sums);
       return;
     }
-    const TileOutput<T> output(grad_, dx_pixels_, tile, row, scratch);
+    const TileOutput<T> output(grad_, dx_, tile, row, scratch);
     for (int64_t p = 0; p < walk_.panels(); ++p)
       kernels<T>().convolve_both(walk_.cell(block, p), walk_.values(), walk_.offsets(), panel,
                                  width, x, accumulate, sums, output.before(p),
@@ -177,11 +187,11 @@ class Gradients {
   }
 
   ScratchFrame scratch_;
-  const T* grad_data_;
-  const T* x_data_;
+  const Images<T>& grad_images_;
+  const Images<T>& x_images_;
   T* dvalues_;
-  const PixelTarget<const T> x_pixels_;
-  const PixelTarget<T> dx_pixels_;
+  const ClassPixels pixels_;
+  const PixelTarget dx_;
   const bool wants_dx_;
   const Patches grad_, x_;
   const Walk<T> walk_;
@@ -191,8 +201,8 @@ class Gradients {
 
 // dx and dvalues, each where it is not null.
 template <typename T>
-void gradients(const ConvShape& s, const SparseKernel<T>& kernel, const T* grad, const T* x, T* dx,
-               T* dvalues) {
+void gradients(const ConvShape& s, const SparseKernel<T>& kernel, const Images<T>& grad,
+               const Images<T>& x, const ImageOutput<T>* dx, T* dvalues) {
   const bool whole = s.stride.h == 1 && s.stride.w == 1;  // all pixels are in one class
   std::vector<PixelClass> rows, cols;
   for (int64_t r = 0; r < s.stride.h; ++r)
@@ -202,9 +212,7 @@ void gradients(const ConvShape& s, const SparseKernel<T>& kernel, const T* grad,
   const auto idle = [](const PixelClass& c) { return c.count == 0 || !c.has_taps; };
   if (std::any_of(rows.begin(), rows.end(), idle) || std::any_of(cols.begin(), cols.end(), idle)) {
     if (dvalues != nullptr) std::fill_n(dvalues, kernel.nnz, T(0));
-    if (dx != nullptr)
-      parallel_range(s.batch * s.channels * s.height * s.width,
-                     [&](int64_t begin, int64_t end) { std::fill(dx + begin, dx + end, T(0)); });
+    if (dx != nullptr) dx->clear();
   }
   for (const PixelClass& h : rows) {
     for (const PixelClass& w : cols) {
@@ -217,18 +225,70 @@ void gradients(const ConvShape& s, const SparseKernel<T>& kernel, const T* grad,
         pixels.size = {1, view.out_width};
       }
       if (dvalues == nullptr) {
-        convolve(view, kernel, grad, static_cast<const T*>(nullptr), pixels.of(dx));
+        convolve(view, kernel, grad, static_cast<const T*>(nullptr), pixels.of(dx->target()));
       } else {
-        Gradients<T>(view, kernel, pixels, grad, x, dx, dvalues).run();
+        const PixelTarget* target = dx != nullptr ? &dx->target() : nullptr;
+        Gradients<T>(view, kernel, pixels, grad, x, target, dvalues).run();
       }
     }
   }
 }
 
+// sums[o] += sum of channel o's plane.
+template <typename T>
+void add_planes(const T* planes, int64_t plane, int64_t channels, T* sums) {
+  constexpr int64_t kLanes = 16;
+  for (int64_t o = 0; o < channels; ++o) {
+    const T* p = planes + o * plane;
+    T lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= plane; i += kLanes)
+      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += p[i + lane];
+    for (int64_t lane = 0; i < plane; ++i, ++lane) lanes[lane] += p[i];
+    for (int64_t width = kLanes / 2; width > 0; width /= 2)
+      for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    sums[o] += lanes[0];
+  }
+}
+
+// The same for an image of channels_last.
+template <typename E, typename T>
+void add_pixels(const E* image, int64_t plane, int64_t channels, T* sums) {
+  constexpr int64_t kLanes = 16;
+  for (int64_t first = 0; first < channels; first += kLanes) {
+    const int64_t count = std::min(kLanes, channels - first);
+    const E* p = image + first;
+    T lanes[kLanes] = {};
+    if (count == kLanes) {
+      for (int64_t i = 0; i < plane; ++i, p += channels)
+        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += widen(p[lane]);
+    } else {
+      for (int64_t i = 0; i < plane; ++i, p += channels)
+        for (int64_t lane = 0; lane < count; ++lane) lanes[lane] += widen(p[lane]);
+    }
+    for (int64_t lane = 0; lane < count; ++lane) sums[first + lane] += lanes[lane];
+  }
+}
+
+template <typename T>
+void add_image(const Images<T>& images, int64_t image, int64_t plane, int64_t channels, T* sums) {
+  const int64_t first = image * plane * channels;
+  const void* data = images.tensor().data_ptr();
+  if (images.in_place()) {
+    add_planes(static_cast<const T*>(data) + first, plane, channels, sums);
+  } else if (images.dtype() == Dtype::kBFloat16) {
+    add_pixels(static_cast<const BFloat16*>(data) + first, plane, channels, sums);
+  } else if (images.dtype() == Dtype::kHalf) {
+    add_pixels(static_cast<const Half*>(data) + first, plane, channels, sums);
+  } else {
+    add_pixels(static_cast<const T*>(data) + first, plane, channels, sums);
+  }
+}
+
 // dbias[o] = sum of dy[o]: chunks of images, whose sums are added in order.
 template <typename T>
-void bias_gradient(const ConvShape& s, const T* grad, T* dbias) {
-  constexpr int64_t kChunks = 16, kLanes = 16;
+void bias_gradient(const ConvShape& s, const Images<T>& grad, T* dbias) {
+  constexpr int64_t kChunks = 16;
   ScratchFrame scratch;
   T* sums = scratch.take<T>(kChunks * s.out_channels);
   const int64_t plane = s.out_height * s.out_width;
@@ -237,17 +297,7 @@ void bias_gradient(const ConvShape& s, const T* grad, T* dbias) {
     std::fill_n(sum, s.out_channels, T(0));
     const int64_t last = s.batch * (chunk + 1) / kChunks;
     for (int64_t image = s.batch * chunk / kChunks; image < last; ++image)
-      for (int64_t o = 0; o < s.out_channels; ++o) {
-        const T* p = grad + (image * s.out_channels + o) * plane;
-        T lanes[kLanes] = {};
-        int64_t i = 0;
-        for (; i + kLanes <= plane; i += kLanes)
-          for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += p[i + lane];
-        for (int64_t lane = 0; i < plane; ++i, ++lane) lanes[lane] += p[i];
-        for (int64_t width = kLanes / 2; width > 0; width /= 2)
-          for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-        sum[o] += lanes[0];
-      }
+      add_image(grad, image, plane, s.out_channels, sum);
   });
   std::copy_n(sums, s.out_channels, dbias);
   for (int64_t chunk = 1; chunk < kChunks; ++chunk)
@@ -267,19 +317,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
   check_int32(col, "col", nnz);
   const auto* crow_data = static_cast<const int32_t*>(crow.data_ptr());
   check_row_bounds(crow_data, shape.out_channels, nnz);
-  const Tensor in = widened(x, scalar_type<T>()), dy = widened(grad, scalar_type<T>());
-  const auto make = [](std::vector<int64_t> sizes) {
-    return empty_output(sizes, scalar_type<T>());
-  };
-  Tensor dx =
-      wanted[0] ? make({shape.batch, shape.channels, shape.height, shape.width}) : make({0});
-  Tensor dvalues = make({wanted[1] ? nnz : 0});
-  Tensor dbias = make({wanted[2] ? shape.out_channels : 0});
-  const bool empty = dy.numel() == 0;
+  const Images<T> in(x), dy(grad);
+  const auto make = [](int64_t size) { return empty_output({size}, scalar_type<T>()); };
+  std::optional<ImageOutput<T>> dx;
+  if (wanted[0]) dx.emplace({shape.batch, shape.channels, shape.height, shape.width}, x);
+  Tensor dvalues = make(wanted[1] ? nnz : 0);
+  Tensor dbias = make(wanted[2] ? shape.out_channels : 0);
+  const bool empty = grad.numel() == 0;
   const auto data = [](const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); };
   const auto* values_data = static_cast<const T*>(values.data_ptr());
   if (empty) {
-    std::fill_n(data(dx), dx.numel(), T(0));
+    if (dx) dx->clear();
     std::fill_n(data(dvalues), dvalues.numel(), T(0));
     std::fill_n(data(dbias), dbias.numel(), T(0));
   } else if (wanted[0] || wanted[1]) {
@@ -298,13 +346,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
                                  shape.groups,
                                  shape.group_out(),
                                  true};
-    gradients(shape, kernel, static_cast<const T*>(dy.data_ptr()),
-              static_cast<const T*>(in.data_ptr()), wanted[0] ? data(dx) : nullptr,
-              wanted[1] ? data(dvalues) : nullptr);
+    gradients(shape, kernel, dy, in, dx ? &*dx : nullptr, wanted[1] ? data(dvalues) : nullptr);
   }
-  if (wanted[2] && !empty) bias_gradient(shape, static_cast<const T*>(dy.data_ptr()), data(dbias));
-  if (x.scalar_type() != scalar_type<T>()) dx = torch::stable::to(dx, x.scalar_type());
-  return {dx, dvalues, dbias};
+  if (wanted[2] && !empty) bias_gradient(shape, dy, data(dbias));
+  Tensor none = torch::stable::empty({0}, x.scalar_type());
+  return {dx ? dx->finished() : none, dvalues, dbias};
 }
 
 std::tuple<Tensor, Tensor, Tensor> csr_conv2d_backward_cpu(

@@ -1,29 +1,20 @@
 // out = sparse kernel * in, over patches of pixels: what forward and dx of csr_conv2d share.
 #pragma once
-#include "batch.h"
 #include "walk.h"
 
 namespace sparsekern {
-
-// Strides of the pixels a view writes: dx of a strided convolution fills every `step`-th pixel.
-template <typename T>
-struct PixelTarget {
-  T* begin;
-  int64_t channel_stride;
-  Size2 stride;
-};
 
 // Where the sums of a block of rows of one tile go: from panel to panel they wait in scratch, the
 // last panel writes the tensor itself where the tile's lanes are neighbours in it.
 template <typename T>
 class TileOutput {
  public:
-  TileOutput(const Patches& patches, const PixelTarget<T>& target, int64_t tile, int64_t first_row,
+  TileOutput(const Patches& patches, const PixelTarget& target, int64_t tile, int64_t first_row,
              T* scratch)
       : patches_(patches), target_(target), tile_(tile), first_row_(first_row) {
     packed_ = patches.packed(scratch);
-    in_place_ = patches.in_place(tile, target.channel_stride, target.stride, &lanes_);
-    placed_ = lanes_.of(target.begin, first_row, target.channel_stride);
+    in_place_ = patches.in_place(tile, target.map, &lanes_);
+    if (in_place_) placed_ = lanes_.of(static_cast<T*>(target.data), first_row, target.map.channel);
   }
   TileOutput(const TileOutput&) = delete;
   TileOutput& operator=(const TileOutput&) = delete;
@@ -35,18 +26,51 @@ class TileOutput {
     return in_place_ && panel == panels - 1 ? placed_ : packed_;
   }
   void finish(int64_t rows) const {
-    if (!in_place_)
-      patches_.unpack(kernels<T>(), packed_.data, tile_, first_row_, rows, target_.begin,
-                      target_.channel_stride, target_.stride);
+    if (!in_place_) patches_.unpack(packed_.data, tile_, first_row_, rows, target_);
   }
 
  private:
   const Patches& patches_;
-  const PixelTarget<T>& target_;
+  const PixelTarget& target_;
   const int64_t tile_, first_row_;
   Patches::Lanes lanes_{};
-  TileRows<T> packed_, placed_;
+  TileRows<T> packed_, placed_{};
   bool in_place_;
+};
+
+// The planes that a thread reads, tile after tile: the tensor's own, or bands of a channels_last tensor
+// turned into the thread's scratch.
+template <typename T>
+class Bands {
+ public:
+  Bands(const Images<T>& images, const Patches& patches) : images_(images), patches_(patches) {
+    if (images.in_place()) return;
+    bool begins = false;
+    for (int64_t tile = 0; tile < patches.tiles_together(); ++tile)
+      size_ = std::max(size_, images.size_of(patches.band(tile, &begins), width()));
+    size_ = round_up(size_, 16);
+  }
+
+  int64_t size() const { return size_; }  // elements of a thread's scratch
+
+  // To be called for consecutive tiles; `anew` at the first of a run.
+  Planes<T> bring_in(int64_t tile, bool anew, T* scratch) const {
+    bool begins = false;
+    const Band band = patches_.band(tile, &begins);
+    if (images_.in_place()) {
+      if (begins || anew) images_.sweep(band, width());
+      return images_.whole({patches_.view().height, width()}, nullptr);
+    }
+    if (begins || anew) images_.turn(band, width(), scratch);
+    return images_.turned(band, width(), scratch);
+  }
+
+ private:
+  int64_t width() const { return patches_.view().width; }
+
+  const Images<T>& images_;
+  const Patches& patches_;
+  int64_t size_ = 0;
 };
 
 // Consecutive tiles that one thread takes: whole images where there are enough, so that their rows
@@ -60,8 +84,8 @@ inline int64_t tiles_of_a_run(const Patches& patches, int64_t threads) {
 // Packed tiles: one private to each thread where there are many, else one for each tile, which the
 // threads fill together. The bits do not depend on which.
 template <typename T>
-void convolve(const ConvView& view, const SparseKernel<T>& kernel, const T* in, const T* bias,
-              const PixelTarget<T>& target) {
+void convolve(const ConvView& view, const SparseKernel<T>& kernel, const Images<T>& in,
+              const T* bias, const PixelTarget& target) {
   ScratchFrame scratch;
   const Patches patches(view, kernel.nnz);
   const Walk<T> walk(kernel, patches, view.taps(), scratch);
@@ -85,21 +109,26 @@ void convolve(const ConvView& view, const SparseKernel<T>& kernel, const T* in, 
   const int64_t work = tiles * patches.width() * (walk.nnz() + view.channels + walk.rows());
   if (is_private) {
     const int64_t run = tiles_of_a_run(patches, threads);
+    const Bands<T> bands(in, patches);
+    T* turned = scratch.take<T>(threads * bands.size());
     parallel_tasks(ceil_div(tiles, run), work, [&](int64_t index, int64_t slot) {
       T* panel = panels + slot * panel_size;
       for (int64_t tile = index * run; tile < std::min(tiles, (index + 1) * run); ++tile) {
-        patches.bring_in(in, tile, tile == index * run);
-        patches.pack(kernels<T>(), in, tile, 0, view.channels, panel);
+        const Planes<T> planes =
+            bands.bring_in(tile, tile == index * run, turned + slot * bands.size());
+        patches.pack(planes, tile, 0, view.channels, panel);
         for (int64_t block = 0; block < walk.blocks(); ++block) multiply(tile, block, panel, slot);
       }
     });
     return;
   }
+  Tensor copy;
+  const Planes<T> planes = in.whole({view.height, view.width}, &copy);
   constexpr int64_t kStrip = 32;  // channels packed by one task
   const int64_t strips = ceil_div(view.channels, kStrip);
   parallel_tasks(tiles * strips, work, [&](int64_t task, int64_t) {
     const int64_t tile = task / strips, first = task % strips * kStrip;
-    patches.pack(kernels<T>(), in, tile, first, std::min(kStrip, view.channels - first),
+    patches.pack(planes, tile, first, std::min(kStrip, view.channels - first),
                  panels + tile * panel_size);
   });
   parallel_tasks(tiles * walk.blocks(), work, [&](int64_t task, int64_t slot) {
@@ -162,11 +191,5 @@ struct ConvShape {
     return span < 0 ? 0 : span / stride + 1;
   }
 };
-
-// A float or double tensor without gaps; 16-bit activations are widened.
-inline Tensor widened(const Tensor& t, ScalarType dtype) {
-  Tensor wide = t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
-}
 
 }  // namespace sparsekern

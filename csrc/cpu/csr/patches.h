@@ -7,14 +7,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "../../common/ceil_div.h"
-#include "../isa/kernels.h"
+#include "images.h"
 
 namespace sparsekern {
-
-struct Size2 {
-  int64_t h, w;
-};
 
 constexpr int64_t kAbsent = int64_t(1) << 40;  // an offset of a kernel row or column without part
 
@@ -76,8 +71,7 @@ class Patches {
 
   // Packs channels [first, first + count) of one tile.
   template <typename T>
-  void pack(const PanelKernels<T>& kernels, const T* in, int64_t tile, int64_t first, int64_t count,
-            T* panel) const {
+  void pack(const Planes<T>& in, int64_t tile, int64_t first, int64_t count, T* panel) const {
     T* target = panel + first * channel_size_;
     // SAFETY: kernels read whole tiles; what lies between and behind the pixels must be finite.
     if (gaps_) std::fill_n(target, count * channel_size_, T(0));
@@ -88,59 +82,84 @@ class Patches {
       const Place at = place(tile, image);
       const bool exists = at.image < view_.batch;  // behind the last image there are zeros
       for (size_t r = 0; r < rows.size(); ++r) {
-        const int64_t row = at.i * view_.step.h + rows_[r].row;
-        const bool inside = exists && row >= 0 && row < view_.height;
-        rows[r] = {rows_[r].target + image * pw_, inside ? row * view_.width : -1};
+        const int64_t row = at.i * view_.step.h + rows_[r].row - in.part.row;
+        const bool inside = exists && row >= 0 && row < in.part.rows;
+        rows[r] = {rows_[r].target + image * pw_, inside ? row * in.row_stride : -1};
       }
-      const PatchSource source{
-          view_.height, view_.width,          at.j * view_.step.w, view_.step.w,
-          rows.data(),  int64_t(rows.size()), shifts_.data(),      int64_t(shifts_.size()),
-          pw_,          copy_size_,           channel_size_};
-      const int64_t plane = (exists ? at.image : 0) * view_.channels + first;
-      kernels.pack_patch(in + plane * view_.height * view_.width, source, count, target);
+      const PatchSource source{in.channel_stride,
+                               in.part.cols,
+                               at.j * view_.step.w - in.part.col,
+                               view_.step.w,
+                               rows.data(),
+                               int64_t(rows.size()),
+                               shifts_.data(),
+                               int64_t(shifts_.size()),
+                               pw_,
+                               copy_size_,
+                               channel_size_};
+      const T* planes = in.data + (exists ? at.image - in.part.image : 0) * in.image_stride;
+      kernels<T>().pack_patch(planes + first * in.channel_stride, source, count, target);
     }
   }
 
-  // Reads what this tile and those after it need once from end to end, where the tile begins a new
-  // band of rows (or `anew`, at the start of a run).
-  // PERF: patches are read in pieces a plane apart, which no hardware prefetcher follows, and
-  // software prefetches do not keep up: packing 128 channels of 16 x 16 takes 6.2 ms with them,
-  // 6.7 without, 1.6 after this sweep (Zen 5, 16.8 MB, one thread).
-  template <typename T>
-  void bring_in(const T* in, int64_t tile, bool anew) const {
-    const int64_t plane = view_.height * view_.width;
+  // The part of the input that this tile and its neighbours need: what fills a good part of a core's
+  // second cache. Consecutive tiles share it; `begins` tells the first of them.
+  Band band(int64_t tile, bool* begins) const {
+    constexpr int64_t kBand = int64_t(96) << 10;  // elements
     const int64_t patch = tile % tiles_together();
-    const int64_t patch_row = patch / patches_w_, band = band_rows<T>();
-    if (!anew && (patch % patches_w_ != 0 || patch_row % band != 0)) return;
-    const int64_t first = tile / tiles_together() * across_;
-    const int64_t last = std::min(first + across_, view_.batch);
-    const int64_t planes = view_.channels * plane;
-    if (band >= patches_h_) return sweep(in + first * planes, in + last * planes);
-    const int64_t first_row = patch_row / band * band * ph_ * view_.step.h;
-    const int64_t last_row = first_row + band * ph_ * view_.step.h + ph_;
-    const int64_t begin = std::min(view_.height, first_row) * view_.width;
-    const int64_t end = std::min(view_.height, last_row) * view_.width;
-    for (int64_t c = first * view_.channels; c < last * view_.channels; ++c)
-      sweep(in + c * plane + begin, in + c * plane + end);
+    const int64_t i = patch / patches_w_, j = patch % patches_w_;
+    const int64_t row_size = view_.channels * across_ * ph_ * view_.step.h;
+    const int64_t wide = row_size * view_.width <= kBand
+                             ? patches_w_
+                             : std::max<int64_t>(1, kBand / (row_size * pw_ * view_.step.w));
+    const int64_t tall =
+        wide < patches_w_ ? 1 : std::max<int64_t>(1, kBand / (row_size * view_.width));
+    const int64_t first_i = i / tall * tall, first_j = j / wide * wide;
+    *begins = i == first_i && j == first_j;
+    const int64_t image = tile / tiles_together() * across_;
+    Band band{image, std::min(across_, view_.batch - image), 0, 0, 0, view_.width};
+    int64_t low = kAbsent, high = -kAbsent;
+    for (const PlannedRow& row : rows_) {
+      low = std::min(low, row.row);
+      high = std::max(high, row.row);
+    }
+    const int64_t last_i = std::min(first_i + tall, patches_h_) - 1;
+    band.row = std::max<int64_t>(0, first_i * ph_ * view_.step.h + low);
+    const int64_t end = std::min(view_.height, last_i * ph_ * view_.step.h + high + 1);
+    band.rows = std::max<int64_t>(0, end - band.row);
+    if (wide >= patches_w_ || shifts_.empty()) return band;
+    const auto [left, right] = std::minmax_element(shifts_.begin(), shifts_.end());
+    band.col = std::max<int64_t>(0, first_j * pw_ * view_.step.w + *left);
+    const int64_t last_pixel = std::min((first_j + wide) * pw_, view_.out_width) - 1;
+    band.cols = std::max<int64_t>(
+        0, std::min(view_.width, last_pixel * view_.step.w + *right + 1) - band.col);
+    return band;
   }
 
-  // Writes rows [first, first + count) of a finished tile; `out` begins at pixel (0, 0) of the view,
-  // with strides between its images, channels, rows and columns.
+  const ConvView& view() const { return view_; }
+
+  // Writes rows [first, first + count) of a finished tile; they are channels of the target.
   template <typename T>
-  void unpack(const PanelKernels<T>& kernels, const T* outputs, int64_t tile, int64_t first,
-              int64_t count, T* out, int64_t channel_stride, Size2 stride) const {
+  void unpack(const T* outputs, int64_t tile, int64_t first, int64_t count,
+              const PixelTarget& target) const {
+    const PixelMap& map = target.map;
     for (int64_t image = 0; image < across_; ++image) {
       const Place at = place(tile, image);
       if (at.image >= view_.batch) break;
-      const PatchTarget target{std::min(ph_, view_.out_height - at.i),
-                               std::min(pw_, view_.out_width - at.j),
-                               pitch_,
-                               stride.h,
-                               stride.w,
-                               channel_stride};
-      T* begin = out + (at.image * view_.out_channels + first) * channel_stride + at.i * stride.h +
-                 at.j * stride.w;
-      kernels.unpack_patch(outputs + image * pw_, count, width_, target, begin);
+      const int64_t rows = std::min(ph_, view_.out_height - at.i);
+      const int64_t cols = std::min(pw_, view_.out_width - at.j);
+      const T* from = outputs + image * pw_;
+      const int64_t begin =
+          map.origin + at.image * map.image + first * map.channel + at.i * map.row + at.j * map.col;
+      if (!map.channels_last) {
+        const PatchTarget plane{rows, cols, pitch_, map.row, map.col, map.channel};
+        kernels<T>().unpack_patch(from, count, width_, plane, static_cast<T*>(target.data) + begin);
+        continue;
+      }
+      const bool one_run = cols == pitch_ && map.row == cols * map.col;
+      for (int64_t i = 0; i < (one_run ? 1 : rows); ++i)
+        kernels<T>().unpack(from + i * pitch_, nullptr, count, one_run ? rows * cols : cols, width_,
+                            target.at(begin + i * map.row), target.dtype, map.col);
     }
   }
 
@@ -150,24 +169,24 @@ class Patches {
     return {tile, width_, packed_lanes_, nullptr};
   }
 
-  // Where the pixels of a tile lie in a tensor indexed by output pixels, whose channels, rows and
-  // columns lie `channel_stride` and `stride` apart. False where 16 lanes are not neighbours there.
+  // Where the pixels of a tile lie in planes indexed by output pixels. False where 16 lanes are not
+  // neighbours there.
   struct Lanes {
     int64_t first, lanes[kPatchWidth / 16];  // of channel 0
     int32_t counts[kPatchWidth / 16];
     bool whole;  // all counts are 16
 
     template <typename T>
-    TileRows<T> of(T* tensor, int64_t channel, int64_t channel_stride) const {
-      return {tensor + first + channel * channel_stride, channel_stride, lanes,
+    TileRows<T> of(T* planes, int64_t channel, int64_t channel_stride) const {
+      return {planes + first + channel * channel_stride, channel_stride, lanes,
               whole ? nullptr : counts};
     }
   };
-  bool in_place(int64_t tile, int64_t channel_stride, Size2 stride, Lanes* at) const {
-    if (stride.w != 1 || (across_ > 1 && (pw_ % 16 != 0 || across_ * pw_ != pitch_))) return false;
+  bool in_place(int64_t tile, const PixelMap& map, Lanes* at) const {
+    if (map.channels_last || map.col != 1) return false;
+    if (across_ > 1 && (pw_ % 16 != 0 || across_ * pw_ != pitch_)) return false;
     const Place place = this->place(tile, 0);
-    const int64_t image_stride = view_.out_channels * channel_stride;
-    at->first = place.image * image_stride + place.i * stride.h + place.j;
+    at->first = map.origin + place.image * map.image + place.i * map.row + place.j;
     at->whole = true;
     for (int64_t k = 0; k < width_ / 16; ++k) {
       const int64_t i = 16 * k / pitch_, lane = 16 * k % pitch_;
@@ -176,7 +195,7 @@ class Patches {
           i < ph_ && place.i + i < view_.out_height && place.image + image < view_.batch;
       const int64_t count = std::min(pw_, view_.out_width - place.j) - j;
       at->counts[k] = exists ? int32_t(std::max<int64_t>(0, std::min<int64_t>(16, count))) : 0;
-      at->lanes[k] = at->counts[k] > 0 ? image * image_stride + i * stride.h + j : 0;
+      at->lanes[k] = at->counts[k] > 0 ? image * map.image + i * map.row + j : 0;
       at->whole = at->whole && at->counts[k] == 16;
     }
     return true;
@@ -209,27 +228,6 @@ class Patches {
   struct Place {
     int64_t image, i, j;
   };
-
-  // Rows of patches whose input fills a good part of a core's second cache.
-  template <typename T>
-  int64_t band_rows() const {
-    constexpr int64_t kBandBytes = int64_t(384) << 10;
-    const int64_t bytes = view_.channels * ph_ * view_.step.h * view_.width * int64_t(sizeof(T));
-    return std::max<int64_t>(1, kBandBytes / std::max<int64_t>(1, bytes));
-  }
-
-  // Reads one element of every cache line.
-  template <typename T>
-  static void sweep(const T* begin, const T* end) {
-    constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-    T sums[4] = {};
-    const T* p = begin;
-    for (; p + 3 * kLine < end; p += 4 * kLine)
-      for (int i = 0; i < 4; ++i) sums[i] += p[i * kLine];
-    for (; p < end; p += kLine) sums[0] += *p;
-    volatile T sink = (sums[0] + sums[1]) + (sums[2] + sums[3]);  // keeps the loads
-    (void)sink;
-  }
 
   Place place(int64_t tile, int64_t image) const {
     const int64_t patch = tile % tiles_together();

@@ -39,13 +39,13 @@ struct PackRow {
   int64_t source;  // where its row begins in the plane, -1 outside of it
 };
 
-// A patch of planes [channel][height][width], as it is packed: for every channel `copies` copies,
+// A patch of planes [channel][row][column], `plane_stride` apart, as it is packed: for every channel `copies` copies,
 // each shifted along the width by one column of the kernel, so that what a non-zero multiplies is
 // contiguous:  panel[c * channel_size + k * copy_size + rows[r].target + l]
 //                  = plane[c][row + rows[r].row][col + shifts[k] + l * col_step],  l < pixels,
 // zero outside of the plane.
 struct PatchSource {
-  int64_t height, width;
+  int64_t plane_stride, width;
   int64_t col;  // of the plane, may be negative
   int64_t col_step;
   const PackRow* rows;
@@ -66,9 +66,10 @@ struct PatchTarget {
 
 template <typename T>
 struct PanelKernels {
-  // panel[c * width + b] = x[b * stride + c] for b < batch, zero for batch <= b < width.
+  // panel[c * width + b] = x[b * stride + c] for b < batch, zero for batch <= b < lanes (a multiple
+  // of 16).
   void (*pack)(const void* x, Dtype dtype, int64_t stride, int64_t batch, int64_t columns,
-               int width, T* panel);
+               int64_t lanes, int64_t width, T* panel);
   // y[b * stride + r] = tile[r * width + b] + bias[r] (bias may be null), b < batch, r < rows.
   void (*unpack)(const T* tile, const T* bias, int64_t rows, int64_t batch, int width, void* y,
                  Dtype dtype, int64_t stride);

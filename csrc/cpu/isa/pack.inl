@@ -1,17 +1,17 @@
 // Formula    panel[c][b] = x[b][c];  y[b][r] = tile[r][b] + bias[r].
 // Mapping    blocks of W x W elements transposed in registers (W = vector width).
-// Tile       `width` batch elements (64, 32 or 16) by all columns (pack) or one row block (unpack).
+// Tile       batch elements or pixels, a multiple of 16, by all columns (pack) or some rows (unpack).
 // Arithmetic 16-bit activations are widened on load and rounded to nearest even on store.
 // Alignment  none required; the tail of the columns is done element by element.
 // Contract   PanelKernels in kernels.h.
 #pragma once
 
 template <typename V, typename E, typename T>
-static void pack_as(const E* x, int64_t stride, int64_t batch, int64_t columns, int width,
-                    T* panel) {
+static void pack_as(const E* x, int64_t stride, int64_t batch, int64_t columns, int64_t lanes,
+                    int64_t width, T* panel) {
   constexpr int W = V::kWidth;
   const int64_t whole = columns - columns % W;
-  for (int lane = 0; lane < width; lane += W) {
+  for (int64_t lane = 0; lane < lanes; lane += W) {
     const int64_t rows = batch - lane < W ? batch - lane : W;  // may be zero or negative
     const E* source = x + lane * stride;
     for (int64_t c = 0; c < whole; c += W) {
@@ -61,15 +61,15 @@ struct Pack {
   using T = typename V::Element;
 
   static void pack(const void* x, Dtype dtype, int64_t stride, int64_t batch, int64_t columns,
-                   int width, T* panel) {
+                   int64_t lanes, int64_t width, T* panel) {
     if constexpr (sizeof(T) == sizeof(double)) {
-      pack_as<V>(static_cast<const double*>(x), stride, batch, columns, width, panel);
+      pack_as<V>(static_cast<const double*>(x), stride, batch, columns, lanes, width, panel);
     } else if (dtype == Dtype::kBFloat16) {
-      pack_as<V>(static_cast<const BFloat16*>(x), stride, batch, columns, width, panel);
+      pack_as<V>(static_cast<const BFloat16*>(x), stride, batch, columns, lanes, width, panel);
     } else if (dtype == Dtype::kHalf) {
-      pack_as<V>(static_cast<const Half*>(x), stride, batch, columns, width, panel);
+      pack_as<V>(static_cast<const Half*>(x), stride, batch, columns, lanes, width, panel);
     } else {
-      pack_as<V>(static_cast<const float*>(x), stride, batch, columns, width, panel);
+      pack_as<V>(static_cast<const float*>(x), stride, batch, columns, lanes, width, panel);
     }
   }
 

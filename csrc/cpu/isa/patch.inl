@@ -66,11 +66,10 @@ struct Patch {
     const auto body = s.col_step == 1   ? copy_lanes<1>
                       : s.col_step == 2 ? copy_lanes<2>
                                         : copy_lanes<0>;
-    const int64_t plane = s.height * s.width;
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t k = 0; k < s.copies; ++k)
         for (int64_t l = 0; l < s.pixels; l += W)
-          body(planes + c * plane, s, s.col + s.shifts[k] + l * s.col_step,
+          body(planes + c * s.plane_stride, s, s.col + s.shifts[k] + l * s.col_step,
                int(s.pixels - l < W ? s.pixels - l : W),
                panel + c * s.channel_size + k * s.copy_size + l);
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsekern._checks import check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
 from sparsekern.ops._define import Cost, Variant, define_op
-from sparsekern.ops._geometry import check_geometry, output_size
+from sparsekern.ops._geometry import check_geometry, empty_images, memory_format, output_size
 from sparsekern.ops.csr import _convolutions as samples
 from sparsekern.ops.csr._checks import check_operands
 from sparsekern.ops.csr._convolutions import INDEX_NAMES
@@ -54,7 +54,7 @@ def _reference(
     if probe is not None:
         weight = weight + probe.view_as(weight)
     y = F.conv2d(x.to(values.dtype), weight, bias, stride, padding, dilation, groups)
-    return y.to(x.dtype).contiguous()
+    return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
 def _dense(
@@ -74,7 +74,8 @@ def _dense(
     if probe is not None:
         weight = weight + probe.view_as(weight)
     offset = None if bias is None else bias.to(x.dtype)
-    return F.conv2d(x, weight.to(x.dtype), offset, stride, padding, dilation, groups)
+    y = F.conv2d(x, weight.to(x.dtype), offset, stride, padding, dilation, groups)
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def _check(
@@ -118,7 +119,7 @@ def _fake(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Tensor:
         geometry.get("padding", (0, 0)),
         geometry.get("dilation", (1, 1)),
     )
-    return x.new_empty(x.shape[0], rest[2].shape[0] - 1, *size)
+    return empty_images((x.shape[0], rest[2].shape[0] - 1, *size), x)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -191,7 +192,9 @@ def _backward_reference(
     *index, output_mask = rest
     dx, dweight, dbias = _dense_gradients(grad, x, values, index, list(output_mask), **geometry)
     return (
-        dx.to(x.dtype).contiguous() if output_mask[0] else x.new_empty(0),
+        dx.to(x.dtype).contiguous(memory_format=memory_format(x))
+        if output_mask[0]
+        else x.new_empty(0),
         gather_op.reference(dweight, index[0], index[1]) if output_mask[1] else values.new_empty(0),
         dbias if output_mask[2] else values.new_empty(0),
     )
@@ -211,7 +214,7 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *index, output_mask = rest
     return (
-        x.new_empty(x.shape if output_mask[0] else (0,)),
+        empty_images(x.shape, x) if output_mask[0] else x.new_empty(0),
         values.new_empty(values.shape if output_mask[1] else (0,)),
         values.new_empty((index[0].shape[0] - 1) if output_mask[2] else 0),
     )
@@ -328,8 +331,7 @@ def conv2d(
         values = values.float()
     if bias is not None and bias.dtype != values.dtype:
         bias = bias.to(values.dtype)
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    y = conv2d_op(
+    return conv2d_op(
         x,
         values,
         bias,
@@ -342,7 +344,6 @@ def conv2d(
         groups=groups,
         variant=variant,
     )
-    return y.contiguous(memory_format=torch.channels_last) if last else y
 
 
 __all__ = ["conv2d", "conv2d_backward_op", "conv2d_op"]
