@@ -1,12 +1,14 @@
-"""Suite `conv2d`: forward and forward + backward of a convolution, NCHW in and out.
+"""Suite `conv2d`: forward and forward + backward of a convolution, over dense and sparseprop.
 
-The baseline is dense nn.Conv2d in the better of its two layouts, NCHW and channels_last, each with
-inputs and gradients in its own layout. Packing, index offsets and autograd's own cost are counted.
+Sparse layers take NCHW in and out; ``sparsekern_channels_last`` takes channels_last. The baseline
+is dense nn.Conv2d in the better of its two layouts, NCHW and channels_last, each with inputs and
+gradients in its own layout. Packing, index offsets and autograd's own cost are counted.
 ``dense_again`` is a second dense layer in NCHW: its ratio to the first shows the noise.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from bench import rivals
 from bench.linear import DENSITIES, PASSES, geomean
 from bench.record import Recorder
 from bench.timing import Times, forward_backward_call, forward_call, interleave
@@ -94,12 +97,19 @@ def _measure(case: Case, budget_s: float) -> dict[str, dict[str, Times]]:
         ),
         "dense_again": (shape.make(), x.clone()),
         "sparsekern_csr": (SparseConv2d.from_dense(dense, mask=mask, format="csr"), x.clone()),
+        "sparsekern_channels_last": (
+            SparseConv2d.from_dense(dense, mask=mask, format="csr"),
+            x.clone(memory_format=last),
+        ),
     }
+    rival = _sparseprop(dense, mask, x)
+    if rival is not None:
+        layers["sparseprop"] = (rival, x.clone())
     grad = torch.randn(dense(x).shape)
     forward = {name: forward_call(layer, inputs) for name, (layer, inputs) in layers.items()}
     both = {
         name: forward_backward_call(
-            layer, inputs, grad.to(memory_format=last) if name == "dense_channels_last" else grad
+            layer, inputs, grad.to(memory_format=last) if "channels_last" in name else grad
         )
         for name, (layer, inputs) in layers.items()
     }
@@ -107,6 +117,24 @@ def _measure(case: Case, budget_s: float) -> dict[str, dict[str, Times]]:
         "forward": interleave(forward, budget_s),
         "forward_backward": interleave(both, budget_s),
     }
+
+
+def _sparseprop(dense: nn.Conv2d, mask: Tensor, x: Tensor) -> nn.Module | None:
+    """The better of sparseprop's two kernels for this layer, as its authors choose it: by timing.
+    None where it is not installed."""
+    try:
+        layers = [rivals.sparseprop_conv2d(dense, mask, over_batch) for over_batch in (False, True)]
+    except ImportError:
+        return None
+    grad = torch.randn_like(dense(x))
+    seconds = []
+    for layer in layers:
+        run = forward_backward_call(layer, x, grad)
+        run()
+        before = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - before)
+    return layers[seconds[1] < seconds[0]]
 
 
 def _row(case: Case, which: str, name: str, times: Times, dense: Times) -> dict[str, Any]:

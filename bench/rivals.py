@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,15 @@ def sparseprop(linear: nn.Linear, mask: Tensor) -> nn.Module:
     masked.weight.data = linear.weight.detach() * mask
     masked.bias.data = linear.bias.detach().clone()
     return SparseLinear.from_dense(masked)
+
+
+def sparseprop_conv2d(conv: nn.Conv2d, mask: Tensor, over_batch: bool) -> nn.Module:
+    """sparseprop's convolution: its vectors run over the pixels of a row, or over the batch."""
+    from sparseprop.modules import SparseConv2d
+
+    masked = copy.deepcopy(conv)
+    masked.weight.data *= mask
+    return SparseConv2d.from_dense(masked, vectorizing_over_on=over_batch)
 
 
 def sparselab(linear: nn.Linear, mask: Tensor) -> nn.Module:

@@ -25,6 +25,7 @@ TITLES = {
         f"sparsekern_bsr_{shape}": f"**sparsekern**, blocks of {shape.replace('x', ' x ')}"
         for shape in ("4x4", "8x8", "16x16", "32x32", "1x16")
     },
+    "sparsekern_channels_last": "**sparsekern**, channels_last",
     "sparseprop": "sparseprop",
     "sparselab": "sparselab",
     "torch_csr": "torch CSR (no gradient)",
