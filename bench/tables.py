@@ -144,7 +144,37 @@ NETWORKS = {
     "mlp": "MLP, 4 x (1024 to 1024)",
     "resnet18": "ResNet-18, 32 x 32",
     "many_weights": "25 million weights",
+    "mlp_1024x4": "MLP, 784, 4 x 1024, 10",
+    "resnet20": "ResNet-20, 32 x 32",
+    "vgg16": "VGG-16, 32 x 32",
+    "vit_s": "ViT-S, 65 tokens",
 }
+
+
+def networks(results: Path) -> str:
+    """Training steps of whole networks, in ms and over the dense network in its better layout."""
+    parts = []
+    rows = newest("networks", results)
+    for machine in sorted({row["device"] for row in rows}):
+        own = [row for row in rows if row["device"] == machine]
+        body = [
+            [
+                NETWORKS[row["op"]],
+                str(row["shape"][0]),
+                f"{row['density']:.2f}",
+                f"{row['dense_p50_ms']:.1f}",
+                f"{row['p50_ms']:.1f}",
+                f"{row['speedup_over_dense']:.2f}x",
+            ]
+            for row in own
+        ]
+        head = ["network", "batch", "density", "dense ms", "sparse ms", "speed-up"]
+        first = own[0]
+        parts.append(
+            markdown(head, body) + f"\n\n{machine}, {first['threads']} threads, float32, "
+            f"torch {first['torch']}, commit `{first['commit']}`."
+        )
+    return "\n\n".join(parts)
 
 
 def changes(results: Path) -> str:
@@ -293,6 +323,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "conv2d forward": speedups("conv2d", "forward"),
     "step sgd": speedups("step", "sgd"),
     "step adamw": speedups("step", "adamw"),
+    "networks": networks,
     "topology": topology,
     "changes": changes,
     "memory": memory,
