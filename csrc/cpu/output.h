@@ -100,8 +100,14 @@ inline int32_t shim_dtype(torch::headeronly::ScalarType dtype) {
   return aoti_torch_dtype_float32();
 }
 
-// An uninitialised tensor on the CPU, of a type that activations may have: contiguous, or
-// channels_last where it has four dimensions.
+inline bool is_activation(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  return dtype == ScalarType::Double || dtype == ScalarType::Float ||
+         dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+// An uninitialised tensor on the CPU: contiguous, or, of a type that activations may have,
+// channels_last where it has four dimensions. Other types (masks) are torch's own tensors.
 inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
                                           torch::headeronly::ScalarType dtype,
                                           bool channels_last = false) {
@@ -118,7 +124,7 @@ inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
   using torch::headeronly::ScalarType;
   int64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
   for (int64_t size : sizes) bytes *= size;
-  if (bytes >= KeptMemory::kLeast && torch_from_blob != nullptr) {
+  if (is_activation(dtype) && bytes >= KeptMemory::kLeast && torch_from_blob != nullptr) {
     const KeptMemory::Block taken = KeptMemory::instance().take(bytes);
     if (taken.data != nullptr) {
       auto block = std::make_unique<KeptMemory::Block>(taken);
