@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsekern.data import Dataset, steps_per_epoch
 from sparsekern.formats import Plan
 from sparsekern.nn import sparse_layers, tune
-from sparsekern.ops import csr
+from sparsekern.ops import bsr, csr
 from sparsekern.optim import state_bytes
 from sparsekern.prune import Clock, Pruner
 from sparsekern.prune.distributed import is_distributed
@@ -109,14 +109,21 @@ class Network:
         What becomes compact follows from the masks, so the checkpoint's masks come first.
         """
         for name, layer in sparse_layers(self.model).items():
-            crow = state.get(f"{name}.format.crow")
-            if crow is not None and layer.format.name == "masked":
-                col = state[f"{name}.format.col"]
-                ones = torch.ones(col.shape, dtype=torch.bool)
-                shape = layer.format.shape
-                mask = csr.to_dense(ones, crow, col, math.prod(shape[1:]))
-                layer.format.set_mask(mask.view(shape))
+            prefix = f"{name}.format."
+            if prefix + "crow" in state and layer.format.name == "masked":
+                layer.format.set_mask(_compact_mask(state, prefix, tuple(layer.format.shape)))
         self.compact()
+
+
+def _compact_mask(state: dict[str, Tensor], prefix: str, shape: tuple[int, ...]) -> Tensor:
+    """The mask of a csr or bsr weight of that shape in a model's state."""
+    crow, col, block = state[prefix + "crow"], state[prefix + "col"], state.get(prefix + "block")
+    columns = math.prod(shape[1:])
+    if block is None:
+        return csr.to_dense(torch.ones(col.shape, dtype=torch.bool), crow, col, columns).view(shape)
+    height, width = block.tolist()
+    ones = torch.ones(len(col), height, width, dtype=torch.bool)
+    return bsr.from_matrix(bsr.to_dense(ones, crow, col, columns // width), shape)
 
 
 def build_network(

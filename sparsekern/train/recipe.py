@@ -7,15 +7,16 @@ import json
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sparsekern.data import DATASETS, Source
 from sparsekern.formats import FORMATS
 from sparsekern.models import MODELS, Model
 from sparsekern.prune import METHODS, Method
+from sparsekern.prune.select import check_format
 from sparsekern.train.learning_rate import SCHEDULES, Schedule
 from sparsekern.train.optimizers import OPTIMIZERS, Optimizer
-from sparsekern.train.recipe_errors import validate
+from sparsekern.train.recipe_errors import validate, within
 from sparsekern.train.recipe_sections import STRICT, Section
 
 Count = Annotated[int, Field(gt=0)]
@@ -46,7 +47,8 @@ class Recipe(BaseModel):
         name: of the recipe, and of its runs' folder.
         description: one line, for ``sparsekern recipes``.
         data, model, method, optimizer, learning_rate: registered dataclasses (in a file: their
-            ``name`` and options).
+            ``name`` and options; a method's ``pattern`` is ``unstructured`` or
+            ``{block: [height, width]}``).
         batch_size: samples of a training step.
         epochs: passes over the training data.
         seed: of the first training; weights, masks and batches follow from it.
@@ -66,7 +68,7 @@ class Recipe(BaseModel):
     description: str = ""
     data: Annotated[Source, Section("data", DATASETS)]
     model: Annotated[Model, Section("model", MODELS)]
-    method: Annotated[Method, Section("method", METHODS, hidden=("pattern",))]
+    method: Annotated[Method, Section("method", METHODS)]
     optimizer: Annotated[Optimizer, Section("optimizer", OPTIMIZERS)]
     learning_rate: Annotated[Schedule, Section("learning_rate", SCHEDULES)]
     batch_size: Count
@@ -93,6 +95,14 @@ class Recipe(BaseModel):
             known = ", ".join(["auto", *sorted(FORMATS)])
             raise ValueError(f"Expected format to be one of {known}. Got {format!r}.")
         return format
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> Recipe:
+        try:
+            check_format(self.format, self.method.pattern)
+        except ValueError as error:
+            raise ValueError(within("method", str(error), ("pattern",))) from None
+        return self
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:

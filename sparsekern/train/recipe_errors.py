@@ -48,7 +48,8 @@ def _sentence(model: type[BaseModel], error: ValidationError, section: str) -> s
     kind, location = mistake["type"], mistake["loc"]
     key = dotted(section, *location)
     if kind == "value_error":
-        return str(mistake["ctx"]["error"])
+        sentence = str(mistake["ctx"]["error"])
+        return within(section, sentence, model.model_fields) if section else sentence
     if kind == "extra_forbidden":
         for part in location[:-1]:
             model = model.model_fields[str(part)].annotation  # type: ignore[assignment]

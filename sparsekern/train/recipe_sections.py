@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
 from sparsekern._registry import Registry
+from sparsekern.patterns import Pattern
 from sparsekern.train.recipe_errors import dotted, shown, validate, within
+from sparsekern.train.recipe_patterns import RecipePattern, written_pattern
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -28,12 +30,10 @@ class Section:
     Args:
         key: of the field, for error sentences.
         registry: the known dataclasses by name.
-        hidden: fields that a recipe cannot set.
     """
 
     key: str
     registry: Registry[Any]
-    hidden: tuple[str, ...] = ()
 
     def __get_pydantic_core_schema__(
         self, source: type, handler: GetCoreSchemaHandler
@@ -48,8 +48,11 @@ class Section:
     def options(self, value: Any) -> dict[str, Any]:
         """The section of a file that gives ``value`` again."""
         name = next(name for name in self.registry if self.registry[name] is type(value))
-        fields = [field.name for field in dataclasses.fields(value)]
-        return {"name": name} | {f: getattr(value, f) for f in fields if f not in self.hidden}
+        options = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        for option, chosen in options.items():
+            if isinstance(chosen, Pattern):
+                options[option] = written_pattern(chosen)
+        return {"name": name} | options
 
     def build(self, value: Any) -> Any:
         """The dataclass that a file's section means. Raises ValueError with one sentence."""
@@ -58,7 +61,7 @@ class Section:
         if not isinstance(value, Mapping):
             raise ValueError(f"Expected {self.key} to be a name or a mapping. Got {shown(value)}.")
         entry = self._entry(value.get("name"))
-        filled = validate(_options_model(entry, self.hidden), dict(value), self.key)
+        filled = validate(_options_model(entry), dict(value), self.key)
         given = {option: getattr(filled, option) for option in filled.model_fields_set - {"name"}}
         try:
             return entry(**given)
@@ -79,13 +82,16 @@ class Section:
 
 
 @functools.cache
-def _options_model(entry: type, hidden: tuple[str, ...]) -> type[BaseModel]:
+def _options_model(entry: type) -> type[BaseModel]:
     """A pydantic model with the fields of a dataclass: their names, types and defaults."""
     types = typing.get_type_hints(entry)
     fields: dict[str, Any] = {"name": (str, ...)}
     for field in dataclasses.fields(entry):
-        if field.name not in hidden:
-            required = field.default is dataclasses.MISSING
-            fields[field.name] = (types[field.name], ... if required else field.default)
+        kind = types[field.name]
+        required = field.default is dataclasses.MISSING
+        fields[field.name] = (
+            RecipePattern if kind is Pattern else kind,
+            ... if required else field.default,
+        )
     make: Callable[..., type[BaseModel]] = create_model
     return make(entry.__name__, __config__=STRICT, **fields)

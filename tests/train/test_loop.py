@@ -118,6 +118,25 @@ def test_interrupted_equals_uninterrupted(
     assert network.compacted == (method == "gmp")
 
 
+@pytest.mark.parametrize("method", ["rigl", "gmp"])
+def test_interrupted_equals_uninterrupted_on_blocks(
+    tiny: Callable[..., Recipe], tmp_path: Path, method: str
+):
+    """GMP has become compact blocks at the last two stops."""
+    recipe = tiny(method, "method.pattern.block=[8, 16]")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, stops in ((whole, [0]), (cut, [6, 10, 11, 0])):
+        folder.mkdir()
+        for stop in stops:
+            network, _ = _train(recipe, folder, stop=stop)
+    assert_same_training(whole / "checkpoints", cut / "checkpoints")
+    for name in ("hidden0", "hidden1"):
+        layer = network.model.get_submodule(name)
+        assert layer.format.name == "bsr"
+        assert layer.format.block_shape == (8, 16)
+    assert network.model.get_submodule("output").weight.ndim == 2  # 10 rows: dense
+
+
 def test_a_finished_training_is_not_repeated(tiny: Callable[..., Recipe], tmp_path: Path):
     recipe = tiny("rigl", "epochs=2")
     trained, first = _train(recipe, tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from sparsekern.data import DATASETS
 from sparsekern.models import MLP
+from sparsekern.patterns import Block, Pattern, Unstructured
 from sparsekern.prune import METHODS, RigL
 from sparsekern.train.learning_rate import Cosine
 from sparsekern.train.optimizers import AdamW
@@ -45,7 +46,8 @@ def _sentence(values: dict[str, Any]) -> str:
 
 
 METHOD_NAMES = ", ".join(sorted(METHODS))
-METHOD_KEYS = "name, density, distribution, update_every, drop_fraction, end"
+METHOD_KEYS = "name, density, distribution, pattern, update_every, drop_fraction, end"
+PATTERN_FORM = "Expected method.pattern to be a name, or a mapping of one name to its sizes."
 SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
 
 
@@ -59,7 +61,6 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
             f"Expected keys of method to be among {METHOD_KEYS}. Got 'method.denisty'. "
             "Did you mean 'method.density'?",
         ),
-        ("method.pattern", 1, f"Expected keys of method to be among {METHOD_KEYS}. Got"),
         (
             "optimizer.betas",
             [0.9, 0.99],
@@ -81,6 +82,56 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
         ("data.name", 3, f"Expected data.name to be one of {DATA}. Got 3."),
         ("format", "css", "Expected format to be one of auto, bsr, csr, masked"),
         ("method.distribution", "erq", "Expected method.distribution to be one of er, erk, unif"),
+        (
+            "method.pattern",
+            {"blok": [4, 4]},
+            "Expected method.pattern to be one of block, unstructured. Got 'blok'. Did you mean",
+        ),
+        # patterns
+        ("method.pattern", 16, f"{PATTERN_FORM} Got 16."),
+        ("method.pattern", [16, 16], f"{PATTERN_FORM} Got [16, 16]."),
+        ("method.pattern", None, f"{PATTERN_FORM} Got None."),
+        ("method.pattern", {1: [16, 16]}, f"{PATTERN_FORM} Got {{1: [16, 16]}}."),
+        (
+            "method.pattern",
+            {"block": [4, 4], "unstructured": []},
+            f"{PATTERN_FORM} Got {{'block': [4, 4], 'unstructured': []}}.",
+        ),
+        (
+            "method.pattern",
+            "block",
+            "Expected method.pattern.block to be [height, width]. Got nothing.",
+        ),
+        (
+            "method.pattern.block",
+            16,
+            "Expected method.pattern.block to be [height, width]. Got 16.",
+        ),
+        (
+            "method.pattern.block",
+            [16],
+            "Expected method.pattern.block to be [height, width]. Got [16].",
+        ),
+        (
+            "method.pattern.unstructured",
+            [1],
+            "Expected method.pattern.unstructured to be a name alone. Got [1].",
+        ),
+        (
+            "method.pattern.block",
+            [16, 65],
+            "Expected method.pattern.block.width of a block to be 1 to 64. Got 65.",
+        ),
+        (
+            "method.pattern.block",
+            [4.0, 4],
+            "Expected method.pattern.block.height of a block to be an integer. Got 4.0.",
+        ),
+        (
+            "format",
+            "bsr",
+            "Expected method.pattern to be Block(h, w) with format='bsr'. Got Unstructured().",
+        ),
         # types
         ("epochs", 1.5, "Expected epochs to be a whole number. Got 1.5."),
         ("epochs", True, "Expected epochs to be a whole number. Got True."),
@@ -177,6 +228,24 @@ def test_round_trip():
     recipe = Recipe.from_dict(BASE)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert recipe.to_dict()["method"]["drop_fraction"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("value", "pattern"),
+    [
+        ("unstructured", Unstructured()),
+        ({"unstructured": []}, Unstructured()),
+        ({"block": [4, 16]}, Block(4, 16)),
+    ],
+)
+def test_patterns(value: Any, pattern: Pattern):
+    recipe = Recipe.from_dict(_changed("method.pattern", value))
+    assert recipe.method.pattern == pattern
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    written = recipe.to_dict()["method"]["pattern"]
+    assert written == ({"block": [4, 16]} if pattern == Block(4, 16) else "unstructured")
+    other = Recipe.from_dict(_changed("method.pattern", {"block": [8, 8]}))
+    assert recipe.digest != other.digest
 
 
 def test_whole_numbers_may_stand_for_numbers():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsekern.data import Digits
+from sparsekern.patterns import Block
 from sparsekern.train.recipe_file import bundled_recipes, load_recipe, save_recipe
 
 SMALL = """
@@ -56,6 +57,14 @@ def test_overrides(path: Path):
     assert recipe.epochs == 7
     assert recipe.to_dict()["model"]["hidden"] == [4, 4]
     assert recipe.baselines.dense is False
+
+
+@pytest.mark.parametrize(
+    "change", ["method.pattern.block=[4, 8]", "method.pattern={block: [4, 8]}"]
+)
+def test_an_override_of_the_pattern(path: Path, change: str):
+    assert load_recipe(path, [change]).method.pattern == Block(4, 8)
+    assert load_recipe("digits-block-rigl", [change]).method.pattern == Block(4, 8)
 
 
 def test_an_override_of_a_section_given_by_name(path: Path):

@@ -116,7 +116,8 @@ class Backward {
       table.pack_vectors(source, x_rows_.dtype, x_rows_.stride, t.batch, count / table.lanes,
                          t.width, panel);
     } else {
-      kernels<T>().pack(source, x_rows_.dtype, x_rows_.stride, t.batch, count, t.width, t.width, panel);
+      kernels<T>().pack(source, x_rows_.dtype, x_rows_.stride, t.batch, count, t.width, t.width,
+                        panel);
     }
   }
 

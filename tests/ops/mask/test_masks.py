@@ -37,6 +37,18 @@ def test_topk_counts_exactly(k: int) -> None:
     assert int(mask_ops.topk(scores, k).sum()) == k
 
 
+def test_masks_of_many_megabytes() -> None:
+    """Larger than what native code keeps of activations' memory."""
+    scores = torch.rand(2999, 3001)
+    mask = mask_ops.topk(scores, 1000)
+    assert mask.dtype == torch.bool
+    assert int(mask.sum()) == 1000
+    assert scores[mask].min() >= scores[~mask].max()
+    unpacked = mask_ops.unpack_bits(mask_ops.pack_bits(mask), (2999, 3001))
+    assert unpacked.dtype == torch.bool
+    assert torch.equal(unpacked, mask)
+
+
 def test_bits_by_hand() -> None:
     mask = torch.tensor([True, False, False, True, False, False, False, False, True])
     bits = mask_ops.pack_bits(mask)
