@@ -69,7 +69,8 @@ class Block(Pattern):
 
 @dataclass(frozen=True)
 class FanIn(Pattern):
-    """Every output (row of the matrix) keeps the same number of weights, its fan-in.
+    """Every output (a row of ``[O, I / groups * kh * kw]``) keeps the same number of weights, its
+    fan-in: those of largest score in the row.
 
     Reference: Lasby et al., Dynamic Sparse Training with Structured Sparsity, 2024, section 3.
     """
