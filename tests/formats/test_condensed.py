@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import profile
 
 import sparsekern as sk
 from sparsekern.formats import FORMATS, CondensedFormat, CsrFormat
@@ -135,8 +136,8 @@ def test_a_broken_index_is_refused_by_the_constructor() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 8, 15, 16, 17, 100])
 @pytest.mark.parametrize("fan_in", [0, 1, 3, 8, 33, 70])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_bits_of_csr(batch: int, fan_in: int, dtype: torch.dtype) -> None:
-    """Linear layers and their gradients."""
+def test_training_has_the_bits_of_csr(batch: int, fan_in: int, dtype: torch.dtype) -> None:
+    """Linear layers and their gradients; without gradients, also from kernels of its own."""
     stored, dense, mask = make((37, 70), fan_in)
     other = CsrFormat.from_dense(dense, mask)
     kind = torch.float64 if dtype == torch.float64 else torch.float32
@@ -149,10 +150,37 @@ def test_the_bits_of_csr(batch: int, fan_in: int, dtype: torch.dtype) -> None:
         y = format.linear(x, bias)
         y.square().sum().backward()
         gradients = [x.grad, bias.grad, format.parameter.grad, format.take_dense_grad()]
+        results.append([y, *gradients])
         with torch.no_grad():
-            results.append([y, format.linear(x, bias), format.linear(x), *gradients])
+            torch.testing.assert_close(format.linear(x, bias), y)
     for one, right in zip(*results, strict=True):
         assert torch.equal(one, right)
+
+
+def ops_of(stored: CondensedFormat, x: Tensor) -> set[str]:
+    with profile() as found:
+        stored.linear(x)
+    keys = {event.key for event in found.key_averages()}
+    return {name for name in ("csr_linear", "condensed_linear") if f"sparsekern::{name}" in keys}
+
+
+def test_small_batches_without_gradients_run_their_own_kernels() -> None:
+    stored, dense, _ = make((20, 30), 3)
+    few, many = torch.randn(2, 8, 30), torch.randn(17, 30)
+    assert ops_of(stored, few) == {"csr_linear"}
+    with torch.no_grad():
+        assert ops_of(stored, few) == {"condensed_linear"}
+        assert ops_of(stored, many) == {"csr_linear"}
+        torch.testing.assert_close(stored.linear(few), F.linear(few, dense))
+        compiled = torch.compile(stored.linear, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(few), F.linear(few, dense))
+        stored.variant = "dense"
+        assert "condensed_linear" not in ops_of(stored, few)
+        for bad, kind in ((torch.randn(2, 29), ValueError), (None, TypeError)):
+            for variant in ("auto", "dense"):
+                stored.variant = variant
+                with pytest.raises(kind, match="Expected x to"):
+                    stored.linear(bad)
 
 
 def test_convolution_and_gradients() -> None:
