@@ -16,7 +16,7 @@ from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.layer import SparseLayer, build_stored
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
-from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
+from sparsekern.patterns import UNSTRUCTURED, Pattern
 
 CALL_HOOKS = (  # what torch.nn.Module keeps of hooks on calls
     "_forward_hooks",
@@ -87,8 +87,7 @@ def build_format(
     parameter = dense.weight
     assert isinstance(parameter, nn.Parameter)
     weight, mask = as_stored(dense, parameter.detach()), as_stored(dense, mask)
-    block_shape = pattern.shape if isinstance(pattern, Block) else None
-    return build_stored(weight, mask, format, block_shape, master)
+    return build_stored(weight, mask, format, pattern, master)
 
 
 def as_stored(module: nn.Module, tensor: Tensor) -> Tensor:

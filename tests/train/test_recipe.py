@@ -80,7 +80,7 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
         ),
         ("learning_rate", "cos", "Expected learning_rate.name to be one of constant, cosine, "),
         ("data.name", 3, f"Expected data.name to be one of {DATA}. Got 3."),
-        ("format", "css", "Expected format to be one of auto, bsr, csr, masked"),
+        ("format", "css", "Expected format to be one of auto, bsr, condensed, csr, masked"),
         ("method.distribution", "erq", "Expected method.distribution to be one of er, erk, unif"),
         (
             "method.pattern",

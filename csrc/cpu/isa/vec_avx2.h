@@ -7,8 +7,12 @@
 
 namespace sparsekern::avx2 {
 
+#include "vec_four.inl"
+
 struct Vec {
   static constexpr int kWidth = 8;
+  using Four = Vec4;
+  using Eight = Vec;
   static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m256;

@@ -7,8 +7,25 @@
 
 namespace sparsekern::avx512 {
 
+#include "vec_four.inl"
+
+// Half a vector, for batches of at most eight.
+struct Vec8 {
+  static constexpr int kWidth = 8;
+  using Element = float;
+  using Reg = __m256;
+
+  static SPARSEKERN_INLINE Reg zero() { return _mm256_setzero_ps(); }
+  static SPARSEKERN_INLINE Reg broadcast(float value) { return _mm256_set1_ps(value); }
+  static SPARSEKERN_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static SPARSEKERN_INLINE void store(float* p, Reg r) { _mm256_storeu_ps(p, r); }
+  static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+};
+
 struct Vec {
   static constexpr int kWidth = 16;
+  using Four = Vec4;
+  using Eight = Vec8;
   static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m512;

@@ -7,9 +7,45 @@
 
 namespace sparsekern::scalar {
 
+// Four lanes, for batches of at most four and for gathers.
+template <typename T>
+struct FourOf {
+  static constexpr int kWidth = 4;
+  using Element = T;
+  struct Reg {
+    T lane[kWidth];
+  };
+
+  static SPARSEKERN_INLINE Reg zero() { return Reg{}; }
+  static SPARSEKERN_INLINE Reg broadcast(T value) { return {{value, value, value, value}}; }
+  static SPARSEKERN_INLINE Reg load(const T* p) { return {{p[0], p[1], p[2], p[3]}}; }
+  static SPARSEKERN_INLINE void store(T* p, const Reg& r) {
+    for (int i = 0; i < kWidth; ++i) p[i] = r.lane[i];
+  }
+  static SPARSEKERN_INLINE Reg gather(const T* x, const int32_t* col) {
+    return {{x[col[0]], x[col[1]], x[col[2]], x[col[3]]}};
+  }
+  static SPARSEKERN_INLINE Reg mul_add(const Reg& a, const Reg& b, const Reg& c) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
+    return r;
+  }
+  // c + a b in the first lane.
+  static SPARSEKERN_INLINE Reg mul_add_one(T a, T b, const Reg& c) {
+    Reg r = c;
+    r.lane[0] += a * b;
+    return r;
+  }
+  static SPARSEKERN_INLINE T sum(const Reg& r) {
+    return (r.lane[0] + r.lane[2]) + (r.lane[1] + r.lane[3]);
+  }
+};
+
 template <typename T>
 struct VecOf {
   static constexpr int kWidth = 8;
+  using Four = FourOf<T>;
+  using Eight = VecOf;
   static constexpr int kMultiplies = 1;  // that start in one cycle
   using Element = T;
   struct Reg {
