@@ -70,7 +70,7 @@ void multiply(const Rows& rows, const CondensedRows<T>& matrix, const T* bias, c
   T* tiles = scratch.take<T>(gathers ? 0 : thread_count() * kGroup * width);
   if (!gathers && width == 16) {
     kernels<T>().pack(rows.at(0, 0), rows.dtype, rows.stride, rows.batch, rows.features, width,
-                      panel);
+                      width, panel);
   } else if (!gathers) {
     with_element<T>(rows.dtype, [&](auto* element) {
       using E = std::decay_t<decltype(*element)>;
