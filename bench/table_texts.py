@@ -36,20 +36,24 @@ OPTIMIZER_STEPS = {
 Row = dict[str, Any]
 
 
+def clean_rows(suite: str, results: Path = RESULTS) -> list[Row]:
+    """All rows of a suite by machine; unverified and unclean ones do not count."""
+    files = sorted(results.glob("*/*.jsonl"), key=lambda file: file.parent)
+    rows = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+    return [
+        row
+        for row in rows
+        if row["suite"] == suite and row["gate"] == "green" and not row["commit"].endswith("-dirty")
+    ]
+
+
 def newest(suite: str, results: Path = RESULTS) -> list[Row]:
-    """The rows of the newest run on each machine; unverified and unclean ones do not count."""
-    chosen: list[Row] = []
-    for machine in sorted(path for path in results.iterdir() if path.is_dir()):
-        runs: dict[str, list[Row]] = {}
-        for file in machine.glob("*.jsonl"):
-            for line in file.read_text("utf-8").splitlines():
-                row = json.loads(line)
-                clean = row["gate"] == "green" and not row["commit"].endswith("-dirty")
-                if row["suite"] == suite and clean:
-                    runs.setdefault(row["date"], []).append(row)
-        if runs:
-            chosen += runs[max(runs)]
-    return chosen
+    """The rows of the newest run on each machine."""
+    rows = clean_rows(suite, results)
+    last: dict[str, str] = {}
+    for row in rows:
+        last[row["device"]] = max(row["date"], last.get(row["device"], ""))
+    return [row for row in rows if row["date"] == last[row["device"]]]
 
 
 def geomean(values: list[float]) -> float:
@@ -310,12 +314,15 @@ def peak_share(results: Path) -> str:
     parts = []
     for suite in ("linear", "conv2d"):
         rows = newest(suite, results)
-        ceilings = [row for row in newest("ceilings", results) if row["before"] == suite]
-        for ceiling in ceilings:
+        runs = {(row["device"], row["date"]) for row in rows}
+        for ceiling in clean_rows("ceilings", results):
+            run = (ceiling["device"], ceiling["date"])
+            if ceiling["before"] != suite or run not in runs:
+                continue
             own = [
                 row
                 for row in rows
-                if row["date"] == ceiling["date"]
+                if (row["device"], row["date"]) == run
                 and (row["variant"], row["pass"]) == ("sparsekern_csr", "forward")
                 and row["density"] == 0.2
             ]
