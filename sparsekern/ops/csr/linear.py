@@ -307,8 +307,12 @@ def linear(
     return linear_op(x, values, bias, probe, *index, activation=activation, variant=variant)
 
 
-def _wants_gradient(*inputs: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+def _wants_gradient(x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    if values.requires_grad or x.requires_grad:
+        return True
+    return any(t is not None and t.requires_grad for t in (bias, probe))
 
 
 __all__ = ["CsrIndex", "build_index", "linear", "linear_backward_op", "linear_op"]
