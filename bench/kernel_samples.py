@@ -43,7 +43,7 @@ def _linear(device: torch.device) -> tuple[Any, ...]:
 
 def _linear_backward(device: torch.device) -> tuple[Any, ...]:
     x, values, _, _, *index = _linear(device)
-    return torch.randn(BATCH, ROWS, device=device), x, values, *index, [True, True, True]
+    return torch.randn(BATCH, ROWS, device=device), x, values, None, *index, [True, True, True]
 
 
 def _conv2d(device: torch.device) -> Sample:

@@ -125,6 +125,10 @@ class CsrFormat(SparseFormat):
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return csr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
 
+    def activated_linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        options: dict[str, Any] = {"probe": self._probe, "variant": self.variant}
+        return csr.linear(x, self.values, self.index, bias, activation=activation, **options)
+
     def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
         return csr.conv2d(
             x,

@@ -13,6 +13,7 @@ from sparsekern._checks import check_model
 from sparsekern.formats import SparseFormat
 from sparsekern.nn.channels import remove_channels as cut_channels
 from sparsekern.nn.conv import SparseConv2d
+from sparsekern.nn.fuse import unfuse_activations
 from sparsekern.nn.layer import SparseLayer, build_stored
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
@@ -168,6 +169,7 @@ def densify(model: Model, *, remove_channels: bool = False) -> Model:
     """
     check_model(model)
     dense = copy.deepcopy(model)
+    unfuse_activations(dense)
     shared: dict[int, Any] = {}  # by what the sparse layers share
     done: dict[int, Any] = {}  # by the sparse layer
     for name, module in list(dense.named_modules(remove_duplicate=False)):

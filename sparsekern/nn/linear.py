@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -126,9 +127,12 @@ class SparseLinear(SparseLayer):
         linear.weight.requires_grad_(parameter.requires_grad)
         return linear.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        """``activation`` ("none", "relu", "gelu", "gelu_tanh") is what is applied to ``y``."""
         if isinstance(x, Tensor) and x.is_nested:
-            return on_nested(self.forward, x)
+            return on_nested(partial(self.forward, activation=activation), x)
+        if activation != "none":
+            return self.format.activated_linear(as_under_autocast(x), self.bias, activation)
         return self.format.linear(as_under_autocast(x), self.bias)
 
     def extra_repr(self) -> str:

@@ -78,26 +78,26 @@ void multiply(const Rows& rows, const CondensedRows<T>& matrix, const T* bias, c
     });
   }
   const int64_t nnz = matrix.rows * matrix.fan_in;
-  parallel_tasks(ceil_div(matrix.rows, kGroup), (gathers ? 4 : width) * nnz,
-                 [&](int64_t task, int64_t slot) {
-                   const int64_t first = task * kGroup;
-                   const int64_t count = std::min(kGroup, matrix.rows - first);
-                   const CondensedRows<T> own = matrix.from(first, count);
-                   const T* shift = bias != nullptr ? bias + first : nullptr;
-                   if (gathers)
-                     return bodies<T>().dot(own, static_cast<const T*>(rows.at(0, 0)), shift,
-                                            static_cast<T*>(y.at(0, first)));
-                   T* tile = tiles + slot * kGroup * width;
-                   bodies<T>().spmm(own, panel, width, tile);
-                   if (width == 16)
-                     return kernels<T>().unpack(tile, shift, count, rows.batch, width,
-                                                y.at(0, first), y.dtype, y.stride);
-                   with_element<T>(y.dtype, [&](auto* element) {
-                     using E = std::decay_t<decltype(*element)>;
-                     unpack_narrow(tile, shift, count, rows.batch, width,
-                                   static_cast<E*>(y.at(0, first)), y.stride);
-                   });
-                 });
+  parallel_tasks(
+      ceil_div(matrix.rows, kGroup), (gathers ? 4 : width) * nnz, [&](int64_t task, int64_t slot) {
+        const int64_t first = task * kGroup;
+        const int64_t count = std::min(kGroup, matrix.rows - first);
+        const CondensedRows<T> own = matrix.from(first, count);
+        const T* shift = bias != nullptr ? bias + first : nullptr;
+        if (gathers)
+          return bodies<T>().dot(own, static_cast<const T*>(rows.at(0, 0)), shift,
+                                 static_cast<T*>(y.at(0, first)));
+        T* tile = tiles + slot * kGroup * width;
+        bodies<T>().spmm(own, panel, width, tile);
+        if (width == 16)
+          return kernels<T>().unpack(tile, shift, count, rows.batch, width, Activation::kNone,
+                                     y.at(0, first), y.dtype, y.stride);
+        with_element<T>(y.dtype, [&](auto* element) {
+          using E = std::decay_t<decltype(*element)>;
+          unpack_narrow(tile, shift, count, rows.batch, width, static_cast<E*>(y.at(0, first)),
+                        y.stride);
+        });
+      });
 }
 
 template <typename T>

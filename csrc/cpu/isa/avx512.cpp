@@ -8,6 +8,7 @@
 
 namespace sparsekern::avx512 {
 
+#include "activation.inl"
 #include "bits.inl"
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"

@@ -9,6 +9,7 @@
 
 namespace sparsekern::scalar {
 
+#include "activation.inl"
 #include "bits.inl"
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"

@@ -127,6 +127,22 @@ struct Vec {
   static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static SPARSEKERN_INLINE Reg sqrt(Reg a) { return _mm512_sqrt_ps(a); }
+  // The larger one; `b` if either is NaN.
+  static SPARSEKERN_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  // `yes` where a > b, `no` elsewhere and for NaN.
+  static SPARSEKERN_INLINE Reg where_above(Reg a, Reg b, Reg yes, Reg no) {
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
+  }
+  // `x` where y is above zero or NaN, zero elsewhere.
+  static SPARSEKERN_INLINE Reg gate(Reg x, Reg y) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, zero(), _CMP_NLE_UQ), x);
+  }
+  // a * 2^n with n in the lowest nine bits of `bits`.
+  static SPARSEKERN_INLINE Reg add_exponent(Reg a, Reg bits) {
+    const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(bits), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), n));
+  }
+  static constexpr bool kMathLibrary = false;
   // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
   using Chosen = __mmask16;
   static SPARSEKERN_INLINE Chosen chosen(uint64_t word) { return Chosen(word); }

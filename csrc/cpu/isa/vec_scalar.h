@@ -148,6 +148,32 @@ struct VecOf {
     for (int i = 0; i < kWidth; ++i) r.lane[i] = square_root(a.lane[i]);
     return r;
   }
+  // The larger one; `b` if either is NaN.
+  static SPARSEKERN_INLINE Reg max(const Reg& a, const Reg& b) { return where_above(a, b, a, b); }
+  // `yes` where a > b, `no` elsewhere and for NaN.
+  static SPARSEKERN_INLINE Reg where_above(const Reg& a, const Reg& b, const Reg& yes,
+                                           const Reg& no) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] > b.lane[i] ? yes.lane[i] : no.lane[i];
+    return r;
+  }
+  // `x` where y is above zero or NaN, zero elsewhere.
+  static SPARSEKERN_INLINE Reg gate(const Reg& x, const Reg& y) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = y.lane[i] <= T(0) ? T(0) : x.lane[i];
+    return r;
+  }
+  static constexpr bool kMathLibrary = true;  // exp and erfc, lane by lane
+  static SPARSEKERN_INLINE Reg exp(const Reg& a) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = exponential(a.lane[i]);
+    return r;
+  }
+  static SPARSEKERN_INLINE Reg erfc(const Reg& a) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = error_complement(a.lane[i]);
+    return r;
+  }
   // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
   using Chosen = uint64_t;
   static SPARSEKERN_INLINE Chosen chosen(uint64_t word) { return word; }
@@ -176,6 +202,10 @@ struct VecOf {
  private:
   static SPARSEKERN_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
   static SPARSEKERN_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+  static SPARSEKERN_INLINE float exponential(float x) { return __builtin_expf(x); }
+  static SPARSEKERN_INLINE double exponential(double x) { return __builtin_exp(x); }
+  static SPARSEKERN_INLINE float error_complement(float x) { return __builtin_erfcf(x); }
+  static SPARSEKERN_INLINE double error_complement(double x) { return __builtin_erfc(x); }
 };
 
 }  // namespace sparsekern::scalar

@@ -64,7 +64,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, col = ctx.saved_tensors
     index = build_index(col, ctx.cols)
     mask = [bool(needed) for needed in ctx.needs_input_grad[:3]]
-    gradients = linear_backward_op.without_gradient(grad, x, values, *index, mask, variant="auto")
+    gradients = linear_backward_op.without_gradient(
+        grad, x, values, None, *index, mask, variant="auto"
+    )
     wanted = [each if needed else None for each, needed in zip(gradients, mask, strict=True)]
     return *wanted, None, None
 
