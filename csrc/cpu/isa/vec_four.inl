@@ -4,6 +4,7 @@
 
 struct Vec4 {
   static constexpr int kWidth = 4;
+  static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m128;
 
@@ -19,6 +20,7 @@ struct Vec4 {
                          0x30);
   }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm_fmadd_ps(a, b, c); }
+  static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm_add_ps(a, b); }
   // c + a b in the first lane.
   static SPARSEKERN_INLINE Reg mul_add_one(float a, float b, Reg c) {
     return _mm_fmadd_ps(_mm_set_ss(a), _mm_set_ss(b), c);
