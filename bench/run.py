@@ -25,6 +25,7 @@ from bench import (
     never_slower,
     optimizer,
     roofline,
+    small_batch,
     step,
     topology,
     train,
@@ -33,6 +34,7 @@ from bench.record import ROOT, Recorder
 
 SUITES = {
     "linear": linear.run,
+    "small_batch": small_batch.run,
     "block": block.run,
     "conv2d": conv2d.run,
     "topology": topology.run,

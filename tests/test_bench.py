@@ -22,6 +22,7 @@ from bench import (
     linear,
     memory,
     optimizer,
+    small_batch,
     step,
     table_texts,
     topology,
@@ -78,6 +79,7 @@ def test_pytest_benchmark_runs_them() -> None:
 def test_known_suites() -> None:
     assert list(SUITES) == [
         "linear",
+        "small_batch",
         "block",
         "conv2d",
         "topology",
@@ -141,6 +143,19 @@ def test_block_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         ratio = dense["p50_ms"] / row["p50_ms"]
         assert row["speedup_over_dense"] == pytest.approx(ratio, rel=1e-2)
+
+
+def test_small_batches_hold_one_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_batch, "SIZES", (64,))
+    layers = small_batch.contenders(small_batch.Case(1, 64, 64, 0.1))
+    csr, condensed = (layers[f"sparsekern_{format}"] for format in small_batch.FORMATS)
+    assert torch.equal(csr.mask(), condensed.mask())
+    assert condensed.format.fan_in == 6
+    recorder = Recorder(tmp_path, "green")
+    small_batch.run(recorder, Console(quiet=True), 0.0)
+    rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
+    assert len(rows) == 9 * len(layers)  # densities and batches
+    assert {tuple(row["shape"]) for row in rows} == {(b, 64, 64) for b in (1, 8, 16)}
 
 
 def test_conv2d_compares_with_the_better_dense(

@@ -12,6 +12,7 @@ namespace sparsekern::avx512 {
 // Half a vector, for batches of at most eight.
 struct Vec8 {
   static constexpr int kWidth = 8;
+  static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m256;
 
@@ -20,6 +21,7 @@ struct Vec8 {
   static SPARSEKERN_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static SPARSEKERN_INLINE void store(float* p, Reg r) { _mm256_storeu_ps(p, r); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
 };
 
 struct Vec {

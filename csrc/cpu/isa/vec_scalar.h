@@ -11,6 +11,7 @@ namespace sparsekern::scalar {
 template <typename T>
 struct FourOf {
   static constexpr int kWidth = 4;
+  static constexpr int kMultiplies = 1;  // that start in one cycle
   using Element = T;
   struct Reg {
     T lane[kWidth];

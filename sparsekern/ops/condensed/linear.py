@@ -28,6 +28,7 @@ MATRICES = (
     ("one_column", 129, 1, 1),
     ("one_output", 1, 77, 23),
     ("off_tiles", 131, 257, 77),
+    ("long", 67, 300, 133),
     ("no_rows", 0, 5, 0),
     ("no_columns", 5, 0, 0),
     ("tiny", 3, 4, 2),
@@ -104,7 +105,9 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
             yield Sample(arguments(*matrix, batch), f"{name}_{batch}", small=small)
     for batch in (0, 2, 4, 8, 9, 15, 16, 17, 37):
         yield Sample(arguments(96, 160, 16, batch), f"batch_{batch}")
-    yield Sample(arguments(131, 257, 77, 16), "off_tiles_16")
+    for k in (77, 127, 128, 201):
+        for batch in (4, 8, 16):
+            yield Sample(arguments(131, 257, k, batch), f"fan_in_{k}_{batch}")
     yield Sample(arguments(96, 160, 16, 3, 2), "leading_dimensions")
     yield Sample(arguments(96, 160, 16), "one_vector")
     for batch in (1, 3, 9):
