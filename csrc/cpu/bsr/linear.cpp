@@ -36,7 +36,7 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
   const int64_t shared = count - whole;
   const int64_t work = kTileWidth * (blocks.nnz() + rows.features);
   ScratchFrame scratch;
-  const PackedTiles<T> packed(rows, threads + shared, scratch);
+  const PackedTiles<T> packed(rows, threads + shared, kTileWidth, scratch);
   const int64_t output_tile = groups.scratch(blocks.plain);  // one private to each thread
   T* outputs = scratch.take<T>(threads * output_tile);
 

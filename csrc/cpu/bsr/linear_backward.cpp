@@ -68,7 +68,7 @@ class Backward {
     const RowGroups<T> groups(blocks_.transposed);
     output_tile_ = groups.scratch(blocks_.transposed);
     outputs_ = scratch_.take<T>(wanted_.x ? threads_ * output_tile_ : 0);
-    grad_panels_.emplace(grad_rows_, wave, scratch_);
+    grad_panels_.emplace(grad_rows_, wave, kTileWidth, scratch_);
     x_size_ = x_rows_.features * kTileWidth;
     x_panels_ = scratch_.take<T>(wanted_.values ? wave * x_size_ : 0);
     for (first_ = 0; first_ < count; first_ += wave) {

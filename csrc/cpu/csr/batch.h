@@ -23,11 +23,11 @@ struct Tile {
   int width;      // 64, or 32 or 16 for what is left at the end
 };
 
-inline std::vector<Tile> make_tiles(int64_t batch) {
+inline std::vector<Tile> make_tiles(int64_t batch, int widest = kTileWidth) {
   std::vector<Tile> tiles;
   for (int64_t first = 0; first < batch;) {
     const int64_t left = batch - first;
-    const int width = left > 32 ? kTileWidth : left > 16 ? 32 : 16;
+    const int width = left >= widest ? widest : left > 32 ? kTileWidth : left > 16 ? 32 : 16;
     tiles.push_back({first, std::min<int64_t>(left, width), width});
     first += width;
   }
@@ -104,11 +104,14 @@ class PackedTiles {
   static constexpr int64_t kStrip = 256;  // features packed by one task
 
   // With `gate`, the output of a ReLU, rows are zero where that is not above zero or NaN.
-  PackedTiles(const Rows& rows, int64_t max_tiles, ScratchFrame& scratch,
+  PackedTiles(const Rows& rows, int64_t max_tiles, int widest, ScratchFrame& scratch,
               const Rows* gate = nullptr)
-      : rows_(rows), gate_(gate), data_(scratch.take<T>(max_tiles * panel_size())) {}
+      : rows_(rows),
+        gate_(gate),
+        widest_(widest),
+        data_(scratch.take<T>(max_tiles * panel_size())) {}
 
-  int64_t panel_size() const { return rows_.features * kTileWidth; }
+  int64_t panel_size() const { return rows_.features * widest_; }
   int64_t strips() const { return ceil_div(rows_.features, kStrip); }
   T* panel(int64_t index) const { return data_ + index * panel_size(); }
 
@@ -133,6 +136,7 @@ class PackedTiles {
 
   const Rows& rows_;
   const Rows* gate_;
+  const int widest_;  // tile
   T* data_;
 };
 

@@ -57,7 +57,7 @@ void small_batch(const Rows& rows, const Matrix<T>& matrix, const int32_t* crow,
   const bool gathers = rows.batch == 1 && rows.element_size == int64_t(sizeof(T)) &&
                        rows.dtype != Dtype::kBFloat16 && rows.dtype != Dtype::kHalf;
   const Tile tile{0, rows.batch, int(kSmallBatch)};
-  const PackedTiles<T> packed(rows, gathers ? 0 : 1, scratch);
+  const PackedTiles<T> packed(rows, gathers ? 0 : 1, kTileWidth, scratch);
   if (!gathers) packed.pack(tile, 0);
   constexpr int64_t kGroup = 64;  // rows of a task
   T* outputs = scratch.take<T>(thread_count() * kGroup * kSmallBatch);
@@ -108,15 +108,16 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
     return y;
   }
 
-  const std::vector<Tile> tiles = make_tiles(rows.batch);
+  const int widest = widest_tile<T>(g);
+  const std::vector<Tile> tiles = make_tiles(rows.batch, widest);
   const int64_t count = int64_t(tiles.size());
   const int64_t threads = thread_count();
   const int64_t whole = count - count % threads;
   const int64_t shared = count - whole;
-  const int64_t work = kTileWidth * (g.nnz + rows.features);
+  const int64_t work = widest * (g.nnz + rows.features);
   ScratchFrame scratch;
-  const PackedTiles<T> packed(rows, threads + shared, scratch);
-  const int64_t output_tile = g.row_block * kTileWidth;  // one private to each thread
+  const PackedTiles<T> packed(rows, threads + shared, widest, scratch);
+  const int64_t output_tile = g.row_block * widest;  // one private to each thread
   T* outputs = scratch.take<T>(threads * output_tile);
 
   const int64_t strips = packed.strips();

@@ -16,8 +16,8 @@ struct PanelGeometry {
   int64_t panels, blocks;
 
   PanelGeometry(int64_t rows, int64_t cols, int64_t nnz) : rows(rows), cols(cols), nnz(nnz) {
-    // PERF: about 20 entries a row and panel amortise the round trip of the row's accumulators;
-    // 128 columns keep the packed activations in L1, more in L2 (docs/cpu_kernels.md).
+    // PERF: about 16 entries a row and panel amortise the round trip of the row's accumulators;
+    // 96 columns keep the packed activations in L1, more in L2 (docs/cpu_kernels.md).
     const int64_t wanted = nnz > 0 ? kWantedEntries * rows * cols / nnz : kMaxPanel;
     const int64_t width = wanted < kMinPanel ? kMinPanel : wanted > kMaxPanel ? kMaxPanel : wanted;
     panels = ceil_div(cols, width / 32 * 32);
@@ -26,10 +26,10 @@ struct PanelGeometry {
     blocks = ceil_div(rows, row_block);
   }
 
-  static constexpr int64_t kWantedEntries = 20;
-  static constexpr int64_t kMinPanel = 128;
+  static constexpr int64_t kWantedEntries = 16;
+  static constexpr int64_t kMinPanel = 96;
   static constexpr int64_t kMaxPanel = 1024;
-  static constexpr int32_t kFormat = 1;
+  static constexpr int32_t kFormat = 2;
 
   // Layout of the int32 buffer: starts[panels + 1][rows] | format, rows, cols, nnz. The last four
   // double as the spare elements that prefetching reads.

@@ -70,6 +70,7 @@ struct PatchTarget {
 
 template <typename T>
 struct PanelKernels {
+  int widest;  // tile of a batch that spmm and sddmm take: kTileWidth, or twice that
   // panel[c * width + b] = x[b * stride + c] for b < batch, zero for batch <= b < lanes (a multiple
   // of 16).
   void (*pack)(const void* x, Dtype dtype, int64_t stride, int64_t batch, int64_t columns,

@@ -61,7 +61,8 @@ struct Sddmm {
 
   static void sddmm(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                     int width, bool accumulate, T* gradient) {
-    const auto body = width == 64   ? sddmm_rows<V, 64>
+    const auto body = width == 128  ? sddmm_rows<V, 128>
+                      : width == 64 ? sddmm_rows<V, 64>
                       : width == 32 ? sddmm_rows<V, 32>
                                     : sddmm_rows<V, 16>;
     body(cell, col, x_panel, y_panel, accumulate, gradient);

@@ -59,7 +59,9 @@ struct Spmm {
 
   static void spmm(const CellRows& cell, const T* values, const int32_t* col, const int32_t* perm,
                    const T* panel, int width, bool first, T* tile) {
-    if (width == 64) {
+    if (width == 128) {
+      run<128>(cell, values, col, perm, panel, first, tile);
+    } else if (width == 64) {
       run<64>(cell, values, col, perm, panel, first, tile);
     } else if (width == 32) {
       run<32>(cell, values, col, perm, panel, first, tile);

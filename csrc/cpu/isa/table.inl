@@ -5,6 +5,7 @@
 template <typename V>
 constexpr PanelKernels<typename V::Element> panel_kernels() {
   PanelKernels<typename V::Element> table{};
+  table.widest = V::kWidth >= 16 ? 2 * kTileWidth : kTileWidth;
   table.pack = Pack<V>::pack;
   table.pack_gated = Pack<V>::pack_gated;
   table.unpack = Pack<V>::unpack;

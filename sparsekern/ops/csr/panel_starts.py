@@ -15,7 +15,7 @@ from sparsekern.ops.csr._samples import matrices
 from sparsekern.ops.csr.from_mask import from_mask
 from sparsekern.ops.csr.transpose import _check
 
-FORMAT = 1
+FORMAT = 2
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -32,8 +32,8 @@ class PanelGeometry:
 
     @property
     def panels(self) -> int:
-        wanted = 20 * self.rows * self.cols // self.nnz if self.nnz > 0 else 1024
-        return _ceil_div(self.cols, min(max(wanted, 128), 1024) // 32 * 32)
+        wanted = 16 * self.rows * self.cols // self.nnz if self.nnz > 0 else 1024
+        return _ceil_div(self.cols, min(max(wanted, 96), 1024) // 32 * 32)
 
     @property
     def panel(self) -> int:

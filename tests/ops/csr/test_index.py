@@ -75,15 +75,15 @@ def test_dense_and_back_by_hand() -> None:
 
 
 def test_panel_starts_by_hand() -> None:
-    """Two panels of 128 columns: where each row's entries begin in the first and in the second."""
-    mask = torch.zeros(2, 256, dtype=torch.bool)
-    mask[0, [3, 130, 131]] = True
-    mask[1, torch.arange(0, 256, 2)] = True
-    crow, col = csr.from_mask(mask, 131)
-    geometry = PanelGeometry(2, 256, 131)
-    assert (geometry.panels, geometry.panel) == (2, 128)
-    starts = csr.panel_starts(crow, col, 256)
-    assert starts.tolist() == [0, 3, 1, 67, 3, 131, 1, 2, 256, 131]
+    """Two panels of 96 columns: where each row's entries begin in the first and in the second."""
+    mask = torch.zeros(2, 192, dtype=torch.bool)
+    mask[0, [3, 100, 101]] = True
+    mask[1, torch.arange(0, 192, 2)] = True
+    crow, col = csr.from_mask(mask, 99)
+    geometry = PanelGeometry(2, 192, 99)
+    assert (geometry.panels, geometry.panel) == (2, 96)
+    starts = csr.panel_starts(crow, col, 192)
+    assert starts.tolist() == [0, 3, 1, 51, 3, 99, 2, 2, 192, 99]
 
 
 def test_length_depends_on_counts_only() -> None:

@@ -164,3 +164,62 @@ def test_pieces_of_a_batch_equal_the_whole() -> None:
     for start, stop in itertools.pairwise((0, 1, 17, 50, 100)):
         piece = csr.linear(x[start:stop], values, index)
         torch.testing.assert_close(piece, whole[start:stop], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize(
+    ("batch", "rows", "cols", "density"),
+    [
+        (256, 70, 90, 0.4),
+        (300, 1100, 130, 0.1),
+        (397, 33, 1500, 0.2),
+        (530, 300, 280, 0.3),
+        (128, 90, 70, 0.3),
+        (255, 60, 50, 0.9),
+        (300, 900, 900, 0.02),
+    ],
+)
+def test_wide_tiles_and_joint_gradients(
+    batch: int, rows: int, cols: int, density: float, activation: str, dtype: torch.dtype
+) -> None:
+    """Batches whose tiles are as wide as the machine has registers for, dx and dvalues together."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.rand(rows, cols, generator=generator) < density
+    mask[:, 5] = False
+    mask[7] = False
+    index = csr.index_from_mask(mask)
+    values = (torch.randn(index.nnz, generator=generator) / 8).requires_grad_()
+    bias = torch.randn(rows, generator=generator, requires_grad=True)
+    x = torch.randn(batch, cols, generator=generator).to(dtype).requires_grad_()
+    grad = torch.randn(batch, rows, generator=generator).to(dtype)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        y = csr.linear(x, values, index, bias, activation=activation)
+        return y, *torch.autograd.grad(y, (x, values, bias), grad)
+
+    y, dx, dvalues, dbias = run()
+    weight = csr.to_dense(values.detach(), index.crow, index.col, cols).double()
+    right = x.detach().double() @ weight.t() + bias.detach().double()
+    gate = torch.ones_like(right)
+    if activation == "relu":
+        gate = (y > 0).double()
+        right = right.clamp(min=0)
+    gated = grad.double() * gate
+    loose = (
+        {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    )
+    torch.testing.assert_close(y.double(), right, **loose)
+    torch.testing.assert_close(dx.double(), gated @ weight, **loose)
+    dweight = gated.t() @ x.detach().double()
+    torch.testing.assert_close(dvalues.double(), dweight[mask], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(dbias.double(), gated.sum(0), rtol=1e-4, atol=1e-4)
+    threads = torch.get_num_threads()
+    for other in (1, 3):
+        torch.set_num_threads(other)
+        try:
+            assert all(
+                torch.equal(a, b) for a, b in zip(run(), (y, dx, dvalues, dbias), strict=True)
+            )
+        finally:
+            torch.set_num_threads(threads)
