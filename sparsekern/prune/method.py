@@ -183,7 +183,8 @@ class Method(ABC):
             return kept
         scores, missing = self.grow_scores(layer), k - counts
         allowed = ~kept if self.regrows else ~mask
-        room = torch.minimum(missing, condensed.row_counts(allowed))
+        taken = counts if self.regrows else condensed.row_counts(mask)
+        room = torch.minimum(missing, mask[:1].numel() - taken)
         grown = kept | mask_ops.topk_rows(scores, room, allowed)
         if bool((room < missing).any()):
             grown |= mask_ops.topk_rows(scores, missing - room, ~grown)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.profiler import profile
 
 import sparsekern as sk
+from sparsekern._extension import native
 from sparsekern.formats import FORMATS, CondensedFormat, CsrFormat
 from sparsekern.ops import condensed, csr
 from sparsekern.ops import mask as mask_ops
@@ -164,6 +165,7 @@ def ops_of(stored: CondensedFormat, x: Tensor) -> set[str]:
     return {name for name in ("csr_linear", "condensed_linear") if f"sparsekern::{name}" in keys}
 
 
+@pytest.mark.skipif(not native.loaded, reason="its own kernels are native")
 def test_small_batches_without_gradients_run_their_own_kernels() -> None:
     stored, dense, _ = make((20, 30), 3)
     few, many = torch.randn(2, 8, 30), torch.randn(17, 30)

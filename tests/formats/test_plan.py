@@ -24,6 +24,7 @@ from sparsekern.formats.plan import (
     sparse_weights,
 )
 from sparsekern.nn import SparseLinear
+from sparsekern.patterns import FanIn
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -65,6 +66,8 @@ def test_the_rule_is_written_down() -> None:
         assert choose_format(pays, device) == choose_kernel(pays, device) == "csr"
         assert choose_format(does_not, device) == "masked"
         assert choose_format(pays, device, master="dense") == "masked"
+        assert choose_format(pays, device, pattern=FanIn()) == "condensed"
+        assert choose_format(does_not, device, pattern=FanIn()) == "masked"
     for device, pays, does_not in ((CPU, 0.55, 0.5501), (CUDA, 0.02, 0.0201)):
         assert choose_kernel(pays, device) == "csr"
         assert choose_kernel(does_not, device) == "dense"
@@ -208,6 +211,7 @@ def test_densities_agree_to_two_digits() -> None:
 
 def test_rule_in_words() -> None:
     assert rule_in_words(make("csr", 0.2)) == "rule: csr up to density 0.4 on cpu"
+    assert rule_in_words(make("condensed", 0.2)) == "rule: condensed up to density 0.4 on cpu"
     assert rule_in_words(make("csr", 0.6)).startswith("format csr was asked for; rule: csr up to")
     masked = "rule: csr kernels up to density 0.55 on cpu"
     assert rule_in_words(make("masked", 0.6)) == f"{masked}; the master is dense"

@@ -107,6 +107,8 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
   const Rows rows(x, dtype_of(x, "x"));
   SPARSEKERN_CHECK(rows.features == in_features, "Expected x to have ", in_features,
                    " features. Got ", rows.features, ".");
+  SPARSEKERN_CHECK((rows.dtype == Dtype::kDouble) == (sizeof(T) == sizeof(double)),
+                   "Expected x and values to be float64 together or not at all. Got one that is.");
   SPARSEKERN_CHECK(col.dim() == 2, "Expected col to have 2 dimensions. Got ", col.dim(), ".");
   const int64_t out = col.size(0), fan_in = col.size(1);
   check_values<T>(values, "values", out * fan_in);

@@ -68,6 +68,26 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample((long, torch.full((300,), 300, device=device), None), "typical")
     narrow = torch.randn(3000, 9, generator=generator).to(device, dtype)
     yield Sample((narrow, torch.full((3000,), 2, device=device), narrow < 1e9), "narrow")
+    yield from _few_samples(device, dtype, generator)
+
+
+def _few_samples(
+    device: torch.device, dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[Sample]:
+    """Few of long rows, whose threshold is guessed from a sample."""
+    scores = torch.randn(26, 600, generator=generator).to(device, dtype)
+    few = torch.arange(26, device=device) * 3
+    yield Sample((scores, few, None), "few")
+    yield Sample((scores[:, :593], few, scores[:, :593] > 0), "few_among")
+    yield Sample((scores.round(), few, scores > 0.4), "few_ties")
+    yield Sample((scores.clamp(max=1), few, None), "few_largest_tie")
+    nan, inf = float("nan"), float("inf")
+    yield Sample((torch.where(scores < 1.2, nan, scores), few, None), "few_numbers")
+    yield Sample((torch.where(scores < 1.2, -inf, inf), few, scores < 1.5), "few_infinities")
+    # The sample sees the largest column of each 16, or the smallest: it misleads.
+    period = torch.arange(600, device=device) % 16 == 0
+    yield Sample((scores + 9.0 * period, few, None), "few_sampled_high")
+    yield Sample((scores - 9.0 * period, few, None), "few_sampled_low")
 
 
 def _errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
