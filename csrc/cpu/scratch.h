@@ -1,5 +1,6 @@
 // Scratch memory that survives from call to call.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "../common/ceil_div.h"
+#include "../common/debug.h"
 
 namespace sparsekern {
 
@@ -89,9 +91,7 @@ class ScratchFrame {
   template <typename T>
   T* take(int64_t count) {
     T* memory = static_cast<T*>(stack_.take(count * int64_t(sizeof(T))));
-#if defined(SPARSEKERN_DEBUG)
-    for (int64_t i = 0; i < count; ++i) memory[i] = std::numeric_limits<T>::quiet_NaN();
-#endif
+    if (is_debugging()) std::fill_n(memory, count, std::numeric_limits<T>::quiet_NaN());
     return memory;
   }
 
