@@ -2,7 +2,8 @@
 
 The library (``lib/libsparsekern_cpu.so``) registers CPU kernels for ops whose schemas are defined
 in Python (:mod:`sparsekern.ops`). It uses torch's stable ABI only, so one file serves every torch
-from 2.10 on. Without it every op runs its plain-torch reference.
+from 2.10 on. Without it every op runs its plain-torch reference. With ``SPARSEKERN_DEBUG=1`` in the
+environment it checks whole indices before it follows them, which is slow.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class NativeLibrary:
 
     path: Path | None = None
     isa: str | None = None
+    debug: bool = False  # every index is checked before it is followed, scratch holds NaN
     reason: str | None = None
     warned: bool = field(default=False, repr=False)
 
@@ -56,6 +58,12 @@ def _check_isa() -> None:
     wanted = os.environ.get("SPARSEKERN_ISA")
     if wanted is not None and wanted not in ISAS:
         raise ValueError(f"Expected SPARSEKERN_ISA to be one of {', '.join(ISAS)}. Got {wanted!r}.")
+
+
+def _check_debug() -> None:
+    wanted = os.environ.get("SPARSEKERN_DEBUG", "0")
+    if wanted not in ("0", "1"):
+        raise ValueError(f"Expected SPARSEKERN_DEBUG to be 0 or 1. Got {wanted!r}.")
 
 
 def _check_kept_memory() -> None:
@@ -99,7 +107,8 @@ def _load() -> NativeLibrary:
         return NativeLibrary(reason=f"{found[0]} is truncated; install the package again.")
     try:
         torch.ops.load_library(str(found[0]))
-        active_isa = ctypes.CDLL(str(found[0])).sparsekern_active_isa
+        library = ctypes.CDLL(str(found[0]))
+        active_isa, is_debugging = library.sparsekern_active_isa, library.sparsekern_is_debugging
     except (OSError, AttributeError) as error:
         return NativeLibrary(reason=f"{found[0]} could not be loaded: {error}")
     active_isa.restype = ctypes.c_char_p
@@ -110,9 +119,10 @@ def _load() -> NativeLibrary:
             f"Expected SPARSEKERN_ISA to name an instruction set of this machine. Got {wanted!r}; "
             f"the widest here is {isa!r}."
         )
-    return NativeLibrary(path=found[0], isa=isa)
+    return NativeLibrary(path=found[0], isa=isa, debug=bool(is_debugging()))
 
 
 _check_isa()
+_check_debug()
 _check_kept_memory()
 native = _load()

@@ -11,6 +11,8 @@
 #include <mutex>
 #include <vector>
 
+#include "../common/debug.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 
@@ -137,9 +139,7 @@ inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
           -1, &handle, aoti_torch_layout_strided(), nullptr, 0, give_back, block.get());
       if (error == 0) {
         block.release();
-#if defined(SPARSEKERN_DEBUG)
-        std::memset(taken.data, 0xff, size_t(bytes));  // NaN
-#endif
+        if (is_debugging()) std::memset(taken.data, 0xff, size_t(bytes));  // NaN
         return torch::stable::Tensor(handle);
       }
       KeptMemory::instance().give_back(taken);

@@ -1,12 +1,15 @@
 // Scratch memory that survives from call to call.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "../common/ceil_div.h"
+#include "../common/debug.h"
 
 namespace sparsekern {
 
@@ -28,7 +31,7 @@ class ScratchStack {
 #if defined(__SANITIZE_ADDRESS__)
     // Every buffer on its own and no byte longer than asked, so that what lies behind it is guarded.
     void* own = nullptr;
-    if (posix_memalign(&own, size_t(kAlignment), size_t(bytes)) != 0) throw std::bad_alloc();
+    if (posix_memalign(&own, size_t(kAlignment), size_t(bytes)) != 0) refuse(bytes);
     chunks_.push_back({static_cast<char*>(own), bytes});
     return own;
 #endif
@@ -62,9 +65,13 @@ class ScratchStack {
     int64_t size;
   };
 
+  [[noreturn]] static void refuse(int64_t bytes) {
+    throw std::runtime_error("Expected " + std::to_string(bytes) +
+                             " bytes of memory for packed activations to be free. Got none.");
+  }
   static char* allocate(int64_t bytes) {
     void* memory = std::aligned_alloc(size_t(kAlignment), size_t(bytes));
-    if (memory == nullptr) throw std::bad_alloc();
+    if (memory == nullptr) refuse(bytes);
     return static_cast<char*>(memory);
   }
   void release() {
@@ -89,9 +96,7 @@ class ScratchFrame {
   template <typename T>
   T* take(int64_t count) {
     T* memory = static_cast<T*>(stack_.take(count * int64_t(sizeof(T))));
-#if defined(SPARSEKERN_DEBUG)
-    for (int64_t i = 0; i < count; ++i) memory[i] = std::numeric_limits<T>::quiet_NaN();
-#endif
+    if (is_debugging()) std::fill_n(memory, count, std::numeric_limits<T>::quiet_NaN());
     return memory;
   }
 

@@ -143,6 +143,30 @@ def test_masked_nan_is_not_part_of_the_norm() -> None:
     assert weight.tolist() == [-2, 0, -3]
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_clipping_by_a_norm_that_is_not_finite(name: str, odd: float) -> None:
+    """As torch: NaN spreads to all weights; an infinite norm clips everything else to zero."""
+    ours, theirs, options = CONFIGS[name]
+    params, masks = weights()
+    twins = kept_vectors(params, masks)
+    optimizer = ours(params, masks=masks, clip_norm=1.0, **options)
+    rival = theirs(twins, **options)
+    for grads in gradients(2):
+        grads[0][masks[params[0]]] = torch.where(
+            torch.arange(twins[0].numel()) == 1, odd, grads[0][masks[params[0]]]
+        )
+        give(params, grads)
+        for own, p, grad in zip(twins, params, grads, strict=True):
+            own.grad = kept_of(grad, masks.get(p)).clone()
+        norm = nn.utils.clip_grad_norm_(twins, 1.0)
+        rival.step(), optimizer.step()
+        torch.testing.assert_close(optimizer.grad_norm, norm, equal_nan=True)
+    for p, own in zip(params, twins, strict=True):
+        kept = p[masks[p]] if p in masks else p
+        torch.testing.assert_close(kept, own, equal_nan=True)
+
+
 # Masks that change
 
 

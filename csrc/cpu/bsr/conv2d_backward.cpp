@@ -231,10 +231,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
 }
 
 std::tuple<Tensor, Tensor, Tensor> bsr_conv2d_backward_cpu(
-    Tensor grad, Tensor x, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor, Tensor,
-    std::vector<bool> output_mask, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-    std::string variant) {
+    Tensor grad, Tensor x, Tensor values, Tensor crow, Tensor col, Tensor crow_t, Tensor col_t,
+    Tensor perm, std::vector<bool> output_mask, std::vector<int64_t> kernel_size,
+    std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+    int64_t groups, std::string variant) {
   SPARSEKERN_CHECK(variant == "plane" || variant == "auto",
                    "Expected variant to be 'plane' in native CPU code. Got '", variant, "'.");
   SPARSEKERN_CHECK(output_mask.size() == 3, "Expected output_mask to have 3 entries. Got ",
@@ -242,6 +242,7 @@ std::tuple<Tensor, Tensor, Tensor> bsr_conv2d_backward_cpu(
   SPARSEKERN_CHECK(values.dim() == 3, "Expected values to be [blocks, height, width]. Got ",
                    values.dim(), " dimensions.");
   dtype_of(x, "x");
+  check_both_ways(crow, col, crow_t, col_t, perm);
   const Wanted wanted{output_mask[0], output_mask[1], output_mask[2]};
   const int64_t rows = (crow.numel() - 1) * values.size(1), columns = crow_t.numel() - 1;
   const ConvShape shape(x, rows, kernel_size, stride, padding, dilation, groups);

@@ -36,6 +36,14 @@ inline void check_block_index(const Tensor& crow, const Tensor& col, int64_t col
                    "Expected col to be in [0, ", cols, "). Got a column that is not.");
 }
 
+// In debug mode, the whole of an index.
+inline void check_both_ways(const Tensor& crow, const Tensor& col, const Tensor& crow_t,
+                            const Tensor& col_t, const Tensor& perm) {
+  if (!is_debugging()) return;
+  check_transposed(IndexRows(crow, col, crow_t.numel() - 1),
+                   IndexRows(crow_t, col_t, crow.numel() - 1, "crow_t", "col_t"), perm, 1);
+}
+
 // A block matrix [O, I] as its values and both of its indices say it; refuses what does not fit.
 template <typename T>
 struct Blocks {
@@ -51,6 +59,7 @@ struct Blocks {
     height = values.size(1);
     width = values.size(2);
     check_block_index(crow, col, cols);
+    if (is_debugging()) IndexRows(crow, col, cols).check();
     check_values<T>(values, "values", count * height * width);
     plain = {data(crow), data(col), nullptr, static_cast<const T*>(values.data_ptr()), rows, height,
              width,      width,     1};

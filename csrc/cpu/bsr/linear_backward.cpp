@@ -44,6 +44,7 @@ class Backward {
         grad_rows_.features == blocks_.out_features() && grad_rows_.batch == x_rows_.batch,
         "Expected grad to be [", x_rows_.batch, ", ", blocks_.out_features(), "]. Got [",
         grad_rows_.batch, ", ", grad_rows_.features, "].");
+    check_both_ways(crow, col, crow_t, col_t, perm);
     blocks_.add_transposed(crow_t, col_t, perm);
     const auto type = scalar_type<T>();
     dx_ = wanted.x ? empty_with_features(x, x_rows_.features)

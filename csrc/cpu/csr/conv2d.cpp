@@ -27,6 +27,7 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
   if (bias) check_values<T>(*bias, "bias", shape.out_channels);
   const auto* crow_data = static_cast<const int32_t*>(crow.data_ptr());
   check_row_bounds(crow_data, shape.out_channels, col.numel());
+  if (is_debugging()) IndexRows(crow, col, shape.group_in() * shape.taps()).check();
 
   const Images<T> in(x);
   const ImageOutput<T> y({shape.batch, shape.out_channels, shape.out_height, shape.out_width}, x);

@@ -336,6 +336,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x,
     check_int32(perm, "perm", nnz);
     const auto* crow_t_data = static_cast<const int32_t*>(crow_t.data_ptr());
     check_row_bounds(crow_t_data, shape.group_in(), nnz);
+    if (is_debugging())
+      check_transposed(
+          IndexRows(crow, col, shape.group_in() * shape.taps()),
+          IndexRows(crow_t, col_t, shape.out_channels * shape.taps(), "crow_t", "col_t"), perm,
+          shape.taps());
     const SparseKernel<T> kernel{crow_t_data,
                                  static_cast<const int32_t*>(col_t.data_ptr()),
                                  static_cast<const int32_t*>(perm.data_ptr()),

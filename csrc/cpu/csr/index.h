@@ -1,33 +1,30 @@
 // Checked views of the tensors that csr kernels take, and one block of their work.
 #pragma once
 #include "../output.h"
+#include "../whole_index.h"
 #include "batch.h"
 #include "panel_starts.h"
 
 namespace sparsekern {
 
-#if defined(SPARSEKERN_DEBUG)
-// Every index that a kernel will follow; too slow for each call of a release build, where formats
-// validate an index once, when it is built or loaded.
-inline void check_entries(const PanelGeometry& g, const int32_t* starts, const int32_t* col) {
-  for (int64_t p = 0; p < g.panels; ++p) {
-    const int64_t low = p * g.panel, high = std::min(g.cols, low + g.panel);
-    for (int64_t r = 0; r < g.rows; ++r) {
-      const int64_t begin = starts[p * g.rows + r], end = starts[(p + 1) * g.rows + r];
-      SPARSEKERN_CHECK(0 <= begin && begin <= end && end <= g.nnz,
-                       "Expected panel starts to rise within ", g.nnz, " entries. Got ", begin,
-                       " to ", end, " in row ", r, ".");
-      for (int64_t j = begin; j < end; ++j)
-        SPARSEKERN_CHECK(low <= col[j] && col[j] < high, "Expected column ", j, " to be in [", low,
-                         ", ", high, "). Got ", col[j], " in row ", r, ".");
+// What csr_panel_starts would make of these rows.
+inline void check_starts(const PanelGeometry& g, const int32_t* starts, const IndexRows& index,
+                         const char* name) {
+  index.check();
+  for (int64_t r = 0; r < g.rows; ++r) {
+    int64_t j = index.crow[r];
+    for (int64_t p = 0; p <= g.panels; ++p) {
+      while (j < index.crow[r + 1] && (p == g.panels || index.col[j] < p * g.panel)) ++j;
+      SPARSEKERN_CHECK(starts[p * g.rows + r] == j, "Expected ", name, " to have ", j,
+                       " for panel ", p, " of row ", r, ". Got ", starts[p * g.rows + r], ".");
     }
   }
 }
-#endif
 
-// The panel starts of a matrix with `cols` columns; refuses a buffer built for another matrix.
+// The panel starts of a matrix with `cols` columns (of its transpose); refuses a buffer built for
+// another matrix.
 inline PanelStarts checked_starts(const Tensor& buffer, const Tensor& crow, const Tensor& col,
-                                  int64_t cols) {
+                                  int64_t cols, bool transposed = false) {
   const PanelGeometry g(crow.numel() - 1, cols, col.numel());
   check_int32(col, "col", g.nnz);
   check_int32(buffer, "panel starts", g.numel());
@@ -38,9 +35,11 @@ inline PanelStarts checked_starts(const Tensor& buffer, const Tensor& crow, cons
                    "Expected panel starts of a [", g.rows, ", ", g.cols, "] matrix with ", g.nnz,
                    " non-zeros. Got those of a [", tail[1], ", ", tail[2], "] matrix with ",
                    tail[3], " (format ", tail[0], ").");
-#if defined(SPARSEKERN_DEBUG)
-  check_entries(g, starts, static_cast<const int32_t*>(col.data_ptr()));
-#endif
+  if (is_debugging()) {
+    const IndexRows index =
+        transposed ? IndexRows(crow, col, cols, "crow_t", "col_t") : IndexRows(crow, col, cols);
+    check_starts(g, starts, index, transposed ? "starts_t" : "starts");
+  }
   return {g, starts};
 }
 

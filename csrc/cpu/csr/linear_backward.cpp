@@ -58,7 +58,7 @@ class Backward {
                        "Expected y to be like grad, [", x_rows_.batch, ", ", geometry().rows,
                        "]. Got [", gate_->batch, ", ", gate_->features, "] or another dtype.");
     }
-    if (wanted.x) prepare_transposed(values, crow_t, col_t, perm, starts_t);
+    if (wanted.x) prepare_transposed(values, crow, col, crow_t, col_t, perm, starts_t);
   }
 
   std::tuple<Tensor, Tensor, Tensor> run() {
@@ -102,12 +102,16 @@ class Backward {
   static Tensor empty(int64_t numel) { return torch::stable::empty({numel}, scalar_type<T>()); }
   static T* data(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
 
-  void prepare_transposed(const Tensor& values, const Tensor& crow_t, const Tensor& col_t,
-                          const Tensor& perm, const Tensor& starts_t) {
-    const PanelStarts transposed = checked_starts(starts_t, crow_t, col_t, geometry().rows);
+  void prepare_transposed(const Tensor& values, const Tensor& crow, const Tensor& col,
+                          const Tensor& crow_t, const Tensor& col_t, const Tensor& perm,
+                          const Tensor& starts_t) {
+    const PanelStarts transposed = checked_starts(starts_t, crow_t, col_t, geometry().rows, true);
     SPARSEKERN_CHECK(transposed.geometry.rows == geometry().cols, "Expected crow_t to have ",
                      geometry().cols + 1, " elements. Got ", crow_t.numel(), ".");
     check_int32(perm, "perm", geometry().nnz);
+    if (is_debugging())
+      check_transposed(IndexRows(crow, col, geometry().cols),
+                       IndexRows(crow_t, col_t, geometry().rows, "crow_t", "col_t"), perm, 1);
     transposed_.emplace(Matrix<T>{transposed, static_cast<const T*>(values.data_ptr()),
                                   static_cast<const int32_t*>(col_t.data_ptr()),
                                   static_cast<const int32_t*>(perm.data_ptr())});

@@ -20,18 +20,6 @@ using torch::stable::Tensor;
 constexpr int64_t kMaxSize = int64_t(1) << 31;
 constexpr int64_t kGroup = 64;  // rows of a task
 
-// SAFETY: every index that kernels walk passes through here; one that could lead them outside of
-// their arrays is refused: row bounds by check_row_bounds, columns here.
-bool columns_rise(const int32_t* col, int32_t begin, int32_t end, int64_t cols) {
-  int64_t last = -1;
-  bool ok = true;
-  for (int32_t j = begin; j < end; ++j) {
-    ok &= col[j] > last;
-    last = col[j];
-  }
-  return ok && last < cols;
-}
-
 void row_starts(const PanelGeometry& g, int64_t row, const int32_t* crow, const int32_t* col,
                 int32_t* starts) {
   int32_t j = crow[row];

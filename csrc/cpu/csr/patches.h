@@ -40,7 +40,7 @@ class Patches {
  public:
   Patches(const ConvView& view, int64_t nnz) : view_(view) {
     for (size_t k = 0; k < view.dw.size(); ++k)
-      if (view.dw[k] != kAbsent) shifts_.push_back(int32_t(view.dw[k]));
+      if (view.dw[k] != kAbsent) shifts_.push_back(view.dw[k]);
     choose_shape(nnz);
     plan_rows();
   }
@@ -213,7 +213,7 @@ class Patches {
     view.step = step;
     view.dh = {first.h};
     view.dw = {first.w};
-    other.shifts_ = {int32_t(first.w)};
+    other.shifts_ = {first.w};
     other.rows_.clear();
     for (int64_t i = 0; i < ph_; ++i) other.rows_.push_back({i * pitch_, first.h + i * step.h});
     other.row_begin_ = {0};
@@ -341,7 +341,7 @@ class Patches {
   static constexpr int64_t packed_lanes_[kPatchWidth / 16] = {0, 16, 32, 48, 64, 80, 96, 112};
 
   ConvView view_;
-  std::vector<int32_t> shifts_;      // column offset of each copy
+  std::vector<int64_t> shifts_;      // column offset of each copy
   std::vector<PlannedRow> rows_;     // of one copy
   std::vector<int64_t> row_begin_;   // where a kernel row begins within a copy
   int64_t ph_ = 1, pw_ = 1;          // pixels of a patch

@@ -31,7 +31,7 @@ static SPARSEKERN_INLINE void add_entries(int32_t j, int32_t end, const Value& v
         SPARSEKERN_UNROLL(8)
         for (int v = 0; v < NV; ++v) more[c][v] = V::zero();
       }
-      for (; j + kMore < end; j += kMore + 1) {
+      for (; end - j > kMore; j += kMore + 1) {
         add_entry<V, NV>(value(j), place(j), sum);
         SPARSEKERN_UNROLL(8)
         for (int c = 0; c < kMore; ++c)

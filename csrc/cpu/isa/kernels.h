@@ -54,7 +54,7 @@ struct PatchSource {
   int64_t col_step;
   const PackRow* rows;
   int64_t row_count;
-  const int32_t* shifts;
+  const int64_t* shifts;
   int64_t copies;
   int64_t pixels;  // of one row
   int64_t copy_size, channel_size;

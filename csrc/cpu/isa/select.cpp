@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "../../common/debug.h"
 #include "block_kernels.h"
 #include "condensed_kernels.h"
 #include "kernels.h"
@@ -109,6 +110,8 @@ const char* active_isa() {
 #define SPARSEKERN_EXPORT extern "C" __attribute__((visibility("default")))
 
 SPARSEKERN_EXPORT const char* sparsekern_active_isa() { return sparsekern::active_isa(); }
+
+SPARSEKERN_EXPORT int sparsekern_is_debugging() { return sparsekern::is_debugging() ? 1 : 0; }
 
 SPARSEKERN_EXPORT int64_t sparsekern_peak(int from_memory, int64_t rounds, float* result) {
   const sparsekern::PeakKernels& peak = sparsekern::peak_kernels();

@@ -53,7 +53,8 @@ struct CarriedSum {
   SPARSEKERN_INLINE void add(double term) {
     const double corrected = term - carry;
     const double next = value + corrected;
-    carry = (next - value) - corrected;
+    // An infinite sum stays what it is: there is nothing to carry.
+    carry = next - next == 0 ? (next - value) - corrected : 0;
     value = next;
   }
 };

@@ -104,8 +104,16 @@ def index_from_mask(kept: Tensor) -> BsrIndex:
 
 
 def element_positions(positions: Tensor, block_shape: tuple[int, int]) -> Tensor:
-    """Old positions of blocks (-1: none) as those of their elements, int32 ``[n, h, w]``."""
+    """Old positions of blocks (-1: none) as those of their elements, int32 ``[n, h, w]``.
+
+    Raises ValueError for 2^31 elements and more.
+    """
     size = block_shape[0] * block_shape[1]
+    if positions.shape[0] * size >= 2**31:
+        raise ValueError(
+            "Expected fewer than 2^31 weights in blocks that change places. "
+            f"Got {positions.shape[0] * size}."
+        )
     inside = torch.arange(size, dtype=torch.int32, device=positions.device)
     elements = torch.where(positions[:, None] >= 0, positions[:, None] * size + inside, -1)
     return elements.view(-1, *block_shape)

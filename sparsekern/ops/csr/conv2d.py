@@ -322,7 +322,8 @@ def conv2d(
         NotImplementedError: a variant that cannot run here, with the reason; second derivatives.
 
     Gradients: of ``x``, ``values`` (float32 for 16-bit ``x``), ``bias`` and ``probe``. NaN or
-    infinity in ``x`` may reach gradients of values that do not touch it.
+    infinity in ``x`` or in the gradient may reach gradients of values of its channel that do not
+    touch it, and in a value, pixels that it takes from the padding; it passes no dropped weight.
     Deterministic: "patch" gives the same bits for any number of threads.
     Cost: ``2 N H' W' nnz`` flops forward, twice that backward; no im2col in memory.
     Reference: patches of output pixels as in docs/cpu_kernels.md.

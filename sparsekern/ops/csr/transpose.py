@@ -66,7 +66,7 @@ def _cost(crow: Tensor, col: Tensor, cols: int, taps: int = 1) -> Cost:
     nnz = col.shape[0]
     return Cost(
         flops=0,
-        bytes_read=4 * (2 * nnz + crow.shape[0]),
+        bytes_read=4 * (3 * nnz + crow.shape[0]),
         bytes_written=4 * (2 * nnz + cols // taps + 1),
     )
 
@@ -102,7 +102,8 @@ def transpose(crow: Tensor, col: Tensor, cols: int, taps: int = 1) -> tuple[Tens
 
     Raises:
         TypeError, ValueError: another dtype, number of dimensions or device.
-        RuntimeError: row bounds or columns that are not those of a sorted matrix (native code).
+        RuntimeError: row bounds or columns that are not those of a sorted matrix without repeated
+            entries (native code).
 
     Gradients: none. Deterministic, for any number of threads.
     Cost: a counting sort, O(nnz + O + I).

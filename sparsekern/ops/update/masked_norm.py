@@ -91,7 +91,7 @@ def masked_norm(grads: Tensors, bits: Tensors) -> Tensor:
 
     Returns:
         One number: float64 if any gradient is, else float32. What is masked has no say, a NaN
-        neither.
+        neither. Infinite where a gradient, or its square, is, as torch's norm.
 
     Raises:
         TypeError, ValueError: lists, dtypes, lengths or devices that do not fit.
