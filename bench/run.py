@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from bench import (
+    activation,
     block,
     changes,
     conv2d,
@@ -33,6 +34,7 @@ from bench.record import ROOT, Recorder
 SUITES = {
     "linear": linear.run,
     "block": block.run,
+    "activation": activation.run,
     "conv2d": conv2d.run,
     "topology": topology.run,
     "changes": changes.run,
