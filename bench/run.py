@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from bench import (
+    activation,
     block,
     changes,
     conv2d,
@@ -36,6 +37,7 @@ SUITES = {
     "linear": linear.run,
     "small_batch": small_batch.run,
     "block": block.run,
+    "activation": activation.run,
     "conv2d": conv2d.run,
     "topology": topology.run,
     "changes": changes.run,

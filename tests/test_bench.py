@@ -16,13 +16,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from bench import (
+    activation,
     block,
     changes,
     conv2d,
     linear,
     memory,
     optimizer,
-    small_batch,
     step,
     table_texts,
     topology,
@@ -33,6 +33,7 @@ from bench.run import SUITES
 from bench.test_kernels import REFERENCE, cases
 from bench.timing import Times
 from sparsekern._extension import native
+from sparsekern.nn import FusedSequential
 from sparsekern.ops import OPS
 from sparsekern.testing import has_gradient
 
@@ -81,6 +82,7 @@ def test_known_suites() -> None:
         "linear",
         "small_batch",
         "block",
+        "activation",
         "conv2d",
         "topology",
         "changes",
@@ -145,17 +147,22 @@ def test_block_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["speedup_over_dense"] == pytest.approx(ratio, rel=1e-2)
 
 
-def test_small_batches_hold_one_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_batch, "SIZES", (64,))
-    layers = small_batch.contenders(small_batch.Case(1, 64, 64, 0.1))
-    csr, condensed = (layers[f"sparsekern_{format}"] for format in small_batch.FORMATS)
-    assert torch.equal(csr.mask(), condensed.mask())
-    assert condensed.format.fan_in == 6
+def test_activation_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = ((2, 32, 64), (40, 32, 64))
+    monkeypatch.setattr(activation, "SHAPES", shapes)
+    x = torch.randn(2, 32)
+    for name in activation.ACTIVATIONS:
+        models = activation.contenders(activation.Case(2, 32, 64, 0.1), name)
+        assert type(models[name]) is nn.Sequential
+        assert type(models[f"{name}_fused"]) is FusedSequential
+        torch.testing.assert_close(models[name](x), models[f"{name}_fused"](x))
     recorder = Recorder(tmp_path, "green")
-    small_batch.run(recorder, Console(quiet=True), 0.0)
+    activation.run(recorder, Console(quiet=True), 0.0)
     rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
-    assert len(rows) == 9 * len(layers)  # densities and batches
-    assert {tuple(row["shape"]) for row in rows} == {(b, 64, 64) for b in (1, 8, 16)}
+    assert len(rows) == 3 * 3 * 4 * 3  # densities, passes, activations, contenders
+    assert {row["pass"] for row in rows if row["shape"][0] == 2} == {"forward"}
+    two_calls = [row for row in rows if row["variant"] in ("none", *activation.ACTIVATIONS)]
+    assert {row["speedup_over_two_calls"] for row in two_calls} == {1.0}
 
 
 def test_conv2d_compares_with_the_better_dense(

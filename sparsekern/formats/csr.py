@@ -126,8 +126,15 @@ class CsrFormat(SparseFormat):
         return csr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
 
     def activated_linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        options: dict[str, Any] = {"probe": self._probe, "variant": self.variant}
-        return csr.linear(x, self.values, self.index, bias, activation=activation, **options)
+        return csr.linear(
+            x,
+            self.values,
+            self.index,
+            bias,
+            probe=self._probe,
+            activation=activation,
+            variant=self.variant,
+        )
 
     def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
         return csr.conv2d(

@@ -1,0 +1,114 @@
+"""Suite `activation`: a sparse linear layer and the activation behind it, in two calls and fused.
+
+Each activation is interleaved with its own two forms alone: among nine contenders, calls of 20 us
+take up to 2 us longer behind some of the others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from bench.record import Recorder
+from bench.timing import Times, forward_backward_call, forward_call, interleave
+from sparsekern.nn import SparseLinear, fuse_activations
+
+SHAPES = (
+    *((128, 1024, 1024), (512, 2048, 2048), (896, 768, 3072)),
+    *((1, 1024, 1024), (8, 1024, 1024)),
+)
+DENSITIES = (0.1, 0.05, 0.01)
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu_in_place": lambda: nn.ReLU(inplace=True),
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+}
+LEAST_TRAINED = 32  # batches below are inference: the forward pass alone
+
+
+@dataclass(frozen=True)
+class Case:
+    batch: int
+    in_features: int
+    out_features: int
+    density: float
+
+    def __str__(self) -> str:
+        return f"({self.batch}, {self.in_features} -> {self.out_features})"
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return ("forward", "forward_backward") if self.batch >= LEAST_TRAINED else ("forward",)
+
+
+def cases() -> Iterator[Case]:
+    for shape in SHAPES:
+        for density in DENSITIES:
+            yield Case(*shape, density)
+
+
+def contenders(case: Case, activation: str) -> dict[str, nn.Module]:
+    """The layer alone, and with an activation in two calls and fused, all of one weight."""
+    torch.manual_seed(0)
+    sizes = case.in_features, case.out_features
+    layer = SparseLinear(*sizes, density=case.density, format="csr")
+    two_calls = nn.Sequential(layer, ACTIVATIONS[activation]())
+    fused = copy.copy(two_calls)
+    fuse_activations(fused)
+    return {"none": nn.Sequential(layer), activation: two_calls, f"{activation}_fused": fused}
+
+
+def run(recorder: Recorder, console: Console, budget_s: float) -> None:
+    """Measures every case; ``budget_s`` is for all of them together."""
+    todo = [(c, which, name) for c in cases() for which in c.passes for name in ACTIVATIONS]
+    results: dict[tuple[Case, str], dict[str, Times]] = {}
+    for case, which, activation in todo:
+        models = contenders(case, activation)
+        x, grad = (torch.randn(case.batch, n) for n in (case.in_features, case.out_features))
+        if which == "forward":
+            calls = {name: forward_call(model, x) for name, model in models.items()}
+        else:
+            calls = {name: forward_backward_call(m, x, grad) for name, m in models.items()}
+        found = interleave(calls, budget_s / len(todo))
+        for name, times in found.items():
+            recorder.write(**_row(case, which, name, times, found))
+        results.setdefault((case, which), {}).update(found)
+    console.print(_table(results))
+
+
+def _row(case: Case, which: str, name: str, times: Times, all_: dict[str, Times]) -> dict[str, Any]:
+    return {
+        "suite": "activation",
+        "op": "linear",
+        "variant": name,
+        "pass": which,
+        "shape": [case.batch, case.in_features, case.out_features],
+        "pattern": "unstructured",
+        "density": case.density,
+        "dtype": "float32",
+        "p20_ms": round(times.p20 * 1e3, 5),
+        "p50_ms": round(times.p50 * 1e3, 5),
+        "p80_ms": round(times.p80 * 1e3, 5),
+        "rounds": times.rounds,
+        "over_no_activation": round(times.p50 / all_["none"].p50, 4),
+        "speedup_over_two_calls": round(all_[name.removesuffix("_fused")].p50 / times.p50, 4),
+    }
+
+
+def _table(results: dict[tuple[Case, str], dict[str, Times]]) -> Table:
+    table = Table(title="Linear layer and activation: speed-up of fused over two calls")
+    for heading in ("shape", "pass", "density", *ACTIVATIONS):
+        table.add_column(heading.replace("_", " "), justify="right")
+    for (case, which), times in results.items():
+        ratios = [times[name].p50 / times[f"{name}_fused"].p50 for name in ACTIVATIONS]
+        cells = [f"{ratio:.2f}" for ratio in ratios]
+        table.add_row(str(case), which.replace("_", " + "), f"{case.density:.2f}", *cells)
+    return table
