@@ -1,5 +1,5 @@
 // Formula    y = x W^T + bias, W with as many entries in every row; made for a batch of at most 16.
-// Mapping    a task is a group of rows, several of which are walked at once.
+// Mapping    a task is a group of rows.
 // Tile       1 (gathered from x where it lies), 4, 8 or 16 elements of the batch, as few as hold it;
 //            a larger batch goes 16 by 16.
 // Arithmetic accumulated in the dtype of `values` (float, double), in the order of the columns.

@@ -1,6 +1,6 @@
 // Formula    y[r] = bias[r] + sum_j value_rj * x[col_rj], and tile[r][:] = sum_j value_rj * panel[col_rj][:].
-// Mapping    several short rows at once, or one long row's entries in several sets of sums, so that
-//            sums do not wait for each other.
+// Mapping    a row's entries in several sets of sums, or several short rows at once, so that sums do not
+//            wait for each other.
 // Tile       a batch of one, whose elements are gathered four at a time; or 4, 8 or 16 elements.
 // Arithmetic in T (float or double), in the order of the columns; several sums are added at the end.
 // Alignment  none required.
@@ -9,9 +9,10 @@
 #include "add_entry.inl"
 
 // PERF: four rows at once are four streams of entries. With 5 to 51 entries in a row they take 0.85 to
-// 1 of the time of one row after the other, with 102 as long, with 205 and 410 1.05 to 1.15 (1024 and
-// 4096 columns, batches of 4, 8 and 16, Zen 5, one thread).
-constexpr int64_t kLongRow = 128;
+// 1 of the time of one row after the other, with 102 as long (1.1 times when entries come from
+// memory), with 205 and 410 1.05 to 1.15 (1024 and 4096 columns, batches of 4, 8 and 16, Zen 5, one
+// thread). The dot product of two rows at once gained nothing and took twice as long from memory.
+constexpr int64_t kLongRow = 64;
 
 // `kRows` rows of a tile as wide as the batch.
 template <typename V, int kWidth, int kRows, typename T>
@@ -64,31 +65,27 @@ static void condensed_spmm(const CondensedRows<T>& matrix, const T* panel, T* ti
   for (; r < matrix.rows; ++r) condensed_spmm_rows<V, kWidth, 1>(matrix, r, panel, tile);
 }
 
-template <typename V, int kRows, typename T>
-static SPARSEKERN_INLINE void condensed_dot_rows(const CondensedRows<T>& matrix, int64_t row,
-                                                 const T* x, const T* bias, T* y) {
-  const CondensedRows<T> own = matrix.from(row, kRows);
-  typename V::Reg sum[kRows];
-  SPARSEKERN_UNROLL(8)
-  for (int r = 0; r < kRows; ++r) sum[r] = V::zero();
-  int64_t j = 0;
-  for (; j + V::kWidth <= own.fan_in; j += V::kWidth) {
+template <typename V, typename T>
+static void condensed_dot(const CondensedRows<T>& matrix, const T* x, const T* bias, T* y) {
+  constexpr int W = V::kWidth, kSums = 4;
+  for (int64_t r = 0; r < matrix.rows; ++r) {
+    const CondensedRows<T> own = matrix.from(r, 1);
+    typename V::Reg sum[kSums];
     SPARSEKERN_UNROLL(8)
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t entry = r * own.fan_in + j;
-      sum[r] = V::mul_add(V::load(own.values + entry), V::gather(x, own.col + entry), sum[r]);
+    for (int s = 0; s < kSums; ++s) sum[s] = V::zero();
+    int64_t j = 0;
+    for (; j + kSums * W <= own.fan_in; j += kSums * W) {
+      SPARSEKERN_UNROLL(8)
+      for (int s = 0; s < kSums; ++s)
+        sum[s] =
+            V::mul_add(V::load(own.values + j + s * W), V::gather(x, own.col + j + s * W), sum[s]);
     }
+    for (; j + W <= own.fan_in; j += W)
+      sum[0] = V::mul_add(V::load(own.values + j), V::gather(x, own.col + j), sum[0]);
+    for (; j < own.fan_in; ++j) sum[1] = V::mul_add_one(own.values[j], x[own.col[j]], sum[1]);
+    const typename V::Reg all = V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3]));
+    y[r] = V::sum(all) + (bias != nullptr ? bias[r] : T(0));
   }
-  for (; j < own.fan_in; ++j) {
-    SPARSEKERN_UNROLL(8)
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t entry = r * own.fan_in + j;
-      sum[r] = V::mul_add_one(own.values[entry], x[own.col[entry]], sum[r]);
-    }
-  }
-  SPARSEKERN_UNROLL(8)
-  for (int r = 0; r < kRows; ++r)
-    y[row + r] = V::sum(sum[r]) + (bias != nullptr ? bias[row + r] : T(0));
 }
 
 template <typename V>
@@ -96,10 +93,7 @@ struct Condensed {
   using T = typename V::Element;
 
   static void dot(const CondensedRows<T>& matrix, const T* x, const T* bias, T* y) {
-    int64_t r = 0;
-    for (; r + 2 <= matrix.rows; r += 2)
-      condensed_dot_rows<typename V::Four, 2>(matrix, r, x, bias, y);
-    for (; r < matrix.rows; ++r) condensed_dot_rows<typename V::Four, 1>(matrix, r, x, bias, y);
+    condensed_dot<typename V::Four>(matrix, x, bias, y);
   }
 
   static void spmm(const CondensedRows<T>& matrix, const T* panel, int width, T* tile) {

@@ -31,6 +31,11 @@ struct FourOf {
     for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
     return r;
   }
+  static SPARSEKERN_INLINE Reg add(const Reg& a, const Reg& b) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] + b.lane[i];
+    return r;
+  }
   // c + a b in the first lane.
   static SPARSEKERN_INLINE Reg mul_add_one(T a, T b, const Reg& c) {
     Reg r = c;
