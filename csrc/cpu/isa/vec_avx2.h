@@ -72,20 +72,6 @@ struct Vec {
     _mm256_store_ps(lane, r);
     for (int i = 0; i < count; ++i) p[2 * i] = lane[i];
   }
-  // x[col[i]] for all lanes, or the first `count` of them and zero.
-  static SPARSEKERN_INLINE Reg gather(const float* x, const int32_t* col) {
-    return _mm256_i32gather_ps(x, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(col)), 4);
-  }
-  static SPARSEKERN_INLINE Reg gather(const float* x, const int32_t* col, int count) {
-    const Lanes some = lanes(0, count);
-    return _mm256_mask_i32gather_ps(zero(), x, _mm256_maskload_epi32(col, some),
-                                    _mm256_castsi256_ps(some), 4);
-  }
-  static SPARSEKERN_INLINE float sum(Reg r) {
-    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(r), _mm256_extractf128_ps(r, 1));
-    const __m128 pair = _mm_add_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
-  }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   // Bit i: whether lane i of `a` is above that of `b`, or at least that; never for NaN.

@@ -89,20 +89,6 @@ struct Vec {
       _mm512_mask_storeu_ps(p + 16, kEven & lanes(0, 2 * count - 16),
                             _mm512_permutexvar_ps(high, r));
   }
-  // x[col[i]] for all lanes, or the first `count` of them and zero.
-  static SPARSEKERN_INLINE Reg gather(const float* x, const int32_t* col) {
-    return _mm512_i32gather_ps(_mm512_loadu_si512(col), x, 4);
-  }
-  static SPARSEKERN_INLINE Reg gather(const float* x, const int32_t* col, int count) {
-    const Lanes some = lanes(0, count);
-    return _mm512_mask_i32gather_ps(zero(), some, _mm512_maskz_loadu_epi32(some, col), x, 4);
-  }
-  static SPARSEKERN_INLINE float sum(Reg r) {
-    const __m256 h = add_halves(r);
-    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-    const __m128 pair = _mm_add_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
-  }
   static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   // Bit i: whether lane i of `a` is above that of `b`, or at least that; never for NaN.

@@ -101,16 +101,6 @@ struct VecOf {
   static SPARSEKERN_INLINE void store_even(T* p, const Reg& r, int count) {
     for (int i = 0; i < count; ++i) p[2 * i] = r.lane[i];
   }
-  // x[col[i]] for all lanes, or the first `count` of them and zero.
-  static SPARSEKERN_INLINE Reg gather(const T* x, const int32_t* col, int count = kWidth) {
-    Reg r;
-    for (int i = 0; i < kWidth; ++i) r.lane[i] = i < count ? x[col[i]] : T(0);
-    return r;
-  }
-  static SPARSEKERN_INLINE T sum(const Reg& r) {
-    const T* l = r.lane;
-    return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
-  }
   static SPARSEKERN_INLINE Reg add(const Reg& a, const Reg& b) {
     Reg r;
     for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] + b.lane[i];
