@@ -43,7 +43,7 @@ def _linear(device: torch.device) -> tuple[Any, ...]:
 
 def _linear_backward(device: torch.device) -> tuple[Any, ...]:
     x, values, _, _, *index = _linear(device)
-    return torch.randn(BATCH, ROWS, device=device), x, values, *index, [True, True, True]
+    return torch.randn(BATCH, ROWS, device=device), x, values, None, *index, [True, True, True]
 
 
 def _conv2d(device: torch.device) -> Sample:
@@ -162,6 +162,14 @@ def _bsr_gather(device: torch.device) -> tuple[Any, ...]:
     return torch.randn(ROWS, COLS, device=device), crow, col, BLOCK, BLOCK
 
 
+def _condensed_linear(device: torch.device) -> tuple[Any, ...]:
+    fan_in = int(DENSITY * COLS)
+    kept = mask.topk_rows(torch.rand(ROWS, COLS, device=device), fan_in)
+    col = csr.from_mask(kept, ROWS * fan_in)[1].view(ROWS, fan_in)
+    x, values = torch.randn(8, COLS, device=device), torch.randn(col.numel(), device=device)
+    return x, values, torch.randn(ROWS, device=device), col, COLS
+
+
 SAMPLES: dict[str, Maker] = {
     "bsr_linear": _bsr_linear,
     "bsr_linear_backward": _bsr_linear_backward,
@@ -169,6 +177,7 @@ SAMPLES: dict[str, Maker] = {
     "bsr_conv2d_backward": _bsr_conv2d_backward,
     "bsr_to_dense": _bsr_to_dense,
     "bsr_gather": _bsr_gather,
+    "condensed_linear": _condensed_linear,
     "csr_linear": _linear,
     "csr_linear_backward": _linear_backward,
     "csr_conv2d": _conv2d,
@@ -186,6 +195,11 @@ SAMPLES: dict[str, Maker] = {
     "mask_topk": lambda device: (
         torch.randn(ROWS, COLS, device=device),
         int(DENSITY * ROWS * COLS),
+        None,
+    ),
+    "mask_topk_rows": lambda device: (
+        torch.randn(ROWS, COLS, device=device),
+        torch.full((ROWS,), int(DENSITY * COLS), device=device),
         None,
     ),
     "mask_topk_bits": lambda device: (

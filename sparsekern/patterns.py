@@ -67,4 +67,18 @@ class Block(Pattern):
             )
 
 
+@dataclass(frozen=True)
+class FanIn(Pattern):
+    """Every output (a row of ``[O, I / groups * kh * kw]``) keeps the same number of weights, its
+    fan-in: those of largest score in the row.
+
+    Reference: Lasby et al., Dynamic Sparse Training with Structured Sparsity, 2024, section 3.
+    """
+
+    def count(self, density: float, inputs: int) -> int:
+        """Weights that each row of ``inputs`` keeps: ``round(density inputs)``, at least 1 above
+        density 0."""
+        return min(inputs, max(1, round(density * inputs))) if density > 0 else 0
+
+
 MAX_SIDE = 64

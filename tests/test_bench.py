@@ -15,7 +15,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from bench import block, changes, conv2d, linear, memory, optimizer, step, tables, topology
+from bench import (
+    block,
+    changes,
+    conv2d,
+    linear,
+    memory,
+    optimizer,
+    small_batch,
+    step,
+    table_texts,
+    topology,
+)
 from bench.kernel_samples import SAMPLES, sample
 from bench.record import Recorder
 from bench.run import SUITES
@@ -68,11 +79,13 @@ def test_pytest_benchmark_runs_them() -> None:
 def test_known_suites() -> None:
     assert list(SUITES) == [
         "linear",
+        "small_batch",
         "block",
         "conv2d",
         "topology",
         "changes",
         "step",
+        "networks",
         "optimizer",
         "memory",
         "never_slower",
@@ -97,7 +110,7 @@ def test_memory_counts_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     recorder = Recorder(tmp_path, "green")
     for density, ratio in ((0.5, 0.9), (0.1, 0.2)):
         recorder.write(suite="memory", op="net", variant="csr", density=density, of_dense=ratio)
-    lines = tables.memory(tmp_path).splitlines()
+    lines = table_texts.memory(tmp_path).splitlines()
     assert lines[0] == "| bytes over dense | density 0.50 | density 0.10 |"
     assert lines[2] == "| net, csr | 0.900x | 0.200x |"
 
@@ -132,6 +145,19 @@ def test_block_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["speedup_over_dense"] == pytest.approx(ratio, rel=1e-2)
 
 
+def test_small_batches_hold_one_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_batch, "SIZES", (64,))
+    layers = small_batch.contenders(small_batch.Case(1, 64, 64, 0.1))
+    csr, condensed = (layers[f"sparsekern_{format}"] for format in small_batch.FORMATS)
+    assert torch.equal(csr.mask(), condensed.mask())
+    assert condensed.format.fan_in == 6
+    recorder = Recorder(tmp_path, "green")
+    small_batch.run(recorder, Console(quiet=True), 0.0)
+    rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
+    assert len(rows) == 9 * len(layers)  # densities and batches
+    assert {tuple(row["shape"]) for row in rows} == {(b, 64, 64) for b in (1, 8, 16)}
+
+
 def test_conv2d_compares_with_the_better_dense(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,10 +165,11 @@ def test_conv2d_compares_with_the_better_dense(
     for name in ("SHAPES", "MAIN"):
         monkeypatch.setattr(conv2d, name, (shape,))
     monkeypatch.setattr(conv2d, "BATCH", 2)
+    monkeypatch.setattr(conv2d, "_sparseprop", lambda *_: None)  # it may be installed here
     recorder = Recorder(tmp_path, "green")
     conv2d.run(recorder, Console(quiet=True), 0.0)
     rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
-    assert len(rows) == 4 * 2 * 4  # densities, passes, contenders
+    assert len(rows) == 4 * 2 * 5  # densities, passes, contenders
     for density in (0.2, 0.01):
         own = {
             row["variant"]: row
@@ -211,7 +238,7 @@ def test_changes_of_networks_change_them(tmp_path: Path, monkeypatch: pytest.Mon
     recorder = Recorder(tmp_path, "green")
     recorder.common["commit"] = "0"  # the rows of a tree with changes make no table
     changes.run(recorder, Console(quiet=True), 0.0)
-    table = tables.changes(tmp_path)
+    table = table_texts.changes(tmp_path)
     assert len(table.splitlines()) == 2 + 3 + 3 + 2  # head, network, matrix, foot
     assert "RigL's update" in table
 
@@ -281,11 +308,11 @@ def test_rows_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(rows) == 14
     assert (rows[1]["of_a_step"], rows[1]["of_a_dense_step"]) == (0.25, 0.125)
     assert rows[1]["shape"] == [128, 8, 8]
-    assert tables.topology(tmp_path).splitlines()[0] == (
+    assert table_texts.topology(tmp_path).splitlines()[0] == (
         "| topology change / training step | density 0.10 |"
     )
-    assert "| linear, sgd | 0.50 |" in tables.topology(tmp_path)  # of 0.25 and 1
-    whole = tables.speedups("step", "sgd")(tmp_path)
+    assert "| linear, sgd | 0.50 |" in table_texts.topology(tmp_path)  # of 0.25 and 1
+    whole = table_texts.speedups("step", "sgd")(tmp_path)
     assert "| sgd | density 0.20 | density 0.10 |" in whole
     assert "| **sparsekern** | 2.00x | 4.00x |" in whole
 
@@ -342,7 +369,7 @@ def test_optimizer_rows_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert rows["masked"]["speedup_over_fused"] == 0.8
     assert rows["masked"]["least_gbps"] == 56  # 280 MB in 5 ms
     assert rows["compact"]["least_gbps"] == 28
-    table = tables.optimizer("adamw")(tmp_path)
+    table = table_texts.optimizer("adamw")(tmp_path)
     assert "| 10M, **sparsekern**, dense state | 2.00x |" in table
     assert "| 10M, torch fused, compact values | 5.00x |" in table
     assert {case.density for case in optimizer.cases()} == {0.5, 0.1, 0.01}

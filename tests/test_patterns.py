@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparsekern.patterns import Block
+from sparsekern.patterns import Block, FanIn
 
 
 def test_a_block_divides_whole_taps() -> None:
@@ -33,3 +33,11 @@ def test_a_block_divides_whole_taps() -> None:
 def test_sides(sides: Any, kind: type[Exception], sentence: str) -> None:
     with pytest.raises(kind, match=sentence):
         Block(*sides)
+
+
+@pytest.mark.parametrize(
+    ("density", "inputs", "count"),
+    [(0.0, 9, 0), (1e-6, 9, 1), (0.3, 9, 3), (0.99, 9, 9), (1.0, 9, 9), (0.5, 0, 0)],
+)
+def test_fan_in(density: float, inputs: int, count: int) -> None:
+    assert FanIn().count(density, inputs) == count

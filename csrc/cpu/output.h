@@ -93,26 +93,27 @@ class KeptMemory {
   const int64_t limit_ = limit();
 };
 
-// How the shim names an activation's dtype.
-inline int32_t shim_dtype(torch::headeronly::ScalarType dtype) {
-  using torch::headeronly::ScalarType;
-  if (dtype == ScalarType::Double) return aoti_torch_dtype_float64();
-  if (dtype == ScalarType::BFloat16) return aoti_torch_dtype_bfloat16();
-  if (dtype == ScalarType::Half) return aoti_torch_dtype_float16();
-  return aoti_torch_dtype_float32();
-}
+// What the shim needs to know of a dtype; `size` 0: not a float type.
+struct FloatType {
+  int64_t size;
+  int32_t code;
 
-inline bool is_activation(torch::headeronly::ScalarType dtype) {
-  using torch::headeronly::ScalarType;
-  return dtype == ScalarType::Double || dtype == ScalarType::Float ||
-         dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-}
+  static FloatType of(torch::headeronly::ScalarType dtype) {
+    using torch::headeronly::ScalarType;
+    if (dtype == ScalarType::Float) return {4, aoti_torch_dtype_float32()};
+    if (dtype == ScalarType::Double) return {8, aoti_torch_dtype_float64()};
+    if (dtype == ScalarType::BFloat16) return {2, aoti_torch_dtype_bfloat16()};
+    if (dtype == ScalarType::Half) return {2, aoti_torch_dtype_float16()};
+    return {0, 0};
+  }
+};
 
-// An uninitialised tensor on the CPU: contiguous, or, of a type that activations may have,
-// channels_last where it has four dimensions. Other types (masks) are torch's own tensors.
+// An uninitialised tensor on the CPU: contiguous, or channels_last, which takes four dimensions and a
+// float type.
 inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
                                           torch::headeronly::ScalarType dtype,
                                           bool channels_last = false) {
+  const FloatType type = FloatType::of(dtype);
   const auto dim = int64_t(sizes.size());
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
@@ -123,10 +124,9 @@ inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
   }
   AtenTensorHandle handle = nullptr;
 #if defined(__linux__)
-  using torch::headeronly::ScalarType;
-  int64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+  int64_t bytes = type.size;
   for (int64_t size : sizes) bytes *= size;
-  if (is_activation(dtype) && bytes >= KeptMemory::kLeast && torch_from_blob != nullptr) {
+  if (bytes >= KeptMemory::kLeast && torch_from_blob != nullptr) {
     const KeptMemory::Block taken = KeptMemory::instance().take(bytes);
     if (taken.data != nullptr) {
       auto block = std::make_unique<KeptMemory::Block>(taken);
@@ -134,10 +134,9 @@ inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
         const std::unique_ptr<KeptMemory::Block> owned(static_cast<KeptMemory::Block*>(context));
         KeptMemory::instance().give_back(*owned);
       };
-      const AOTITorchError error =
-          torch_from_blob(taken.data, dim, sizes.data(), strides.data(), 0, shim_dtype(dtype),
-                          aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(),
-                          nullptr, 0, give_back, block.get());
+      const AOTITorchError error = torch_from_blob(
+          taken.data, dim, sizes.data(), strides.data(), 0, type.code, aoti_torch_device_type_cpu(),
+          -1, &handle, aoti_torch_layout_strided(), nullptr, 0, give_back, block.get());
       if (error == 0) {
         block.release();
         if (is_debugging()) std::memset(taken.data, 0xff, size_t(bytes));  // NaN
@@ -148,9 +147,8 @@ inline torch::stable::Tensor empty_output(const std::vector<int64_t>& sizes,
   }
 #endif
   if (!channels_last) return torch::stable::empty(sizes, dtype);
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes.data(), strides.data(),
-                                                  shim_dtype(dtype), aoti_torch_device_type_cpu(),
-                                                  -1, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes.data(), strides.data(), type.code,
+                                                  aoti_torch_device_type_cpu(), -1, &handle));
   return torch::stable::Tensor(handle);
 }
 

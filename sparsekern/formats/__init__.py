@@ -2,6 +2,7 @@
 
 from sparsekern.formats.base import FORMATS, FormatBytes, SparseFormat, TopologyChange
 from sparsekern.formats.bsr import BsrFormat
+from sparsekern.formats.condensed import CondensedFormat
 from sparsekern.formats.csr import CsrFormat
 from sparsekern.formats.masked import MaskedFormat
 from sparsekern.formats.plan import LayerPlan, Plan, choose_format, choose_kernel
@@ -9,6 +10,7 @@ from sparsekern.formats.plan import LayerPlan, Plan, choose_format, choose_kerne
 __all__ = [
     "FORMATS",
     "BsrFormat",
+    "CondensedFormat",
     "CsrFormat",
     "FormatBytes",
     "LayerPlan",

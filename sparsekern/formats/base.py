@@ -16,6 +16,7 @@ from sparsekern._extension import native
 from sparsekern._registry import Registry
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
+from sparsekern.ops._activation import activate
 from sparsekern.patterns import UNSTRUCTURED, Pattern
 
 if TYPE_CHECKING:
@@ -187,6 +188,11 @@ class SparseFormat(nn.Module, ABC):
     @abstractmethod
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``y = x W^T + bias``."""
+
+    def activated_linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """``y = activation(x W^T + bias)``, "none", "relu", "gelu" or "gelu_tanh"; formats whose
+        kernels apply it themselves say how."""
+        return activate(self.linear(x, bias), activation)
 
     @abstractmethod
     def conv2d(

@@ -34,6 +34,7 @@ class CsrFormat(SparseFormat):
 
     name: ClassVar[str] = "csr"
     master: ClassVar[str] = "compact"
+    stored: ClassVar[tuple[str, ...]] = ("crow", "col")  # of the index; the rest follows
     crow: Tensor
     col: Tensor
     starts: Tensor
@@ -55,7 +56,7 @@ class CsrFormat(SparseFormat):
         check_shape(values, "values", (index.nnz,))
         self.values = nn.Parameter(values)
         for name, tensor in zip(CsrIndex._fields, index, strict=True):
-            self.register_buffer(name, tensor, persistent=name in ("crow", "col"))
+            self.register_buffer(name, tensor, persistent=name in self.stored)
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: Tensor | None = None) -> CsrFormat:
@@ -106,20 +107,27 @@ class CsrFormat(SparseFormat):
         return FormatBytes(self.values.nbytes, sum(tensor.nbytes for tensor in self.index))
 
     def to_dense(self) -> Tensor:
-        return csr.to_dense(self.values, self.crow, self.col, self._matrix_shape()[1]).view(
-            self.shape
-        )
+        return self._scatter(self.values)
+
+    def _scatter(self, values: Tensor) -> Tensor:
+        """``[nnz]`` numbers where the kept weights are, zeros elsewhere."""
+        _, columns = self._matrix_shape()
+        return csr.to_dense(values, self.crow, self.index.col, columns).view(self.shape)
 
     def mask(self, among: Tensor | None = None) -> Tensor:
         if among is None:
             among = torch.ones(self.nnz, dtype=torch.bool, device=self.col.device)
-        return csr.to_dense(among, self.crow, self.col, self._matrix_shape()[1]).view(self.shape)
+        return self._scatter(among)
 
     def active_values(self, dense_or_parameter: Tensor | None = None) -> Tensor:
         return self.values.detach() if dense_or_parameter is None else dense_or_parameter
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return csr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
+
+    def activated_linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        options: dict[str, Any] = {"probe": self._probe, "variant": self.variant}
+        return csr.linear(x, self.values, self.index, bias, activation=activation, **options)
 
     def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
         return csr.conv2d(
@@ -144,7 +152,7 @@ class CsrFormat(SparseFormat):
         if mask.dtype == torch.uint8:
             mask = mask_ops.unpack_bits(mask, self.shape)
         index = csr.index_from_mask(mask)
-        positions = csr.position_map(self.crow, self.col, index.crow, index.col)
+        positions = csr.position_map(self.crow, self.index.col, index.crow, index.col)
         change = TopologyChange(positions=positions, old_numel=self.nnz)
         replace_data(self.values, change.move(self.values.data))
         self._set_index(index)
@@ -160,32 +168,42 @@ class CsrFormat(SparseFormat):
                 setattr(self, name, tensor)
 
     def validate(self) -> None:
-        reason = self._broken_rows(self.crow, self.col, self.nnz)
+        reason = self._broken({name: getattr(self, name) for name in self.stored}, self.nnz)
         if reason is not None:
             raise ValueError(reason)
-        rebuilt = csr.build_index(self.crow, self.col, self._matrix_shape()[1], self._taps())
+        rebuilt = self._built_index()
         for name, own, right in zip(CsrIndex._fields, self.index, rebuilt, strict=True):
             if not torch.equal(own, right):
-                raise ValueError(f"Expected {name} to follow from crow and col. Got another index.")
+                raise ValueError(
+                    f"Expected {name} to follow from {' and '.join(self.stored)}. "
+                    "Got another index."
+                )
 
-    def _broken_rows(self, crow: Tensor, col: Tensor, nnz: int) -> str | None:
-        return broken_rows(crow, col, nnz, self._matrix_shape())
+    def _built_index(self) -> CsrIndex:
+        """The index that follows from what is stored of it."""
+        return csr.build_index(self.crow, self.col, self._matrix_shape()[1], self._taps())
+
+    def _broken(self, stored: Mapping[str, Tensor], nnz: int) -> str | None:
+        """What is wrong with the stored part of an index, in one sentence, or None."""
+        return broken_rows(stored["crow"], stored["col"], nnz, self._matrix_shape())
 
     def _refuse_content(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        stored = {name: state_dict[prefix + name] for name in self.stored}
         values = state_dict[prefix + "values"]
-        reason = self._broken_rows(
-            state_dict[prefix + "crow"], state_dict[prefix + "col"], values.numel()
-        )
+        if values.ndim == 1:
+            reason = self._broken(stored, values.numel())
+        else:
+            reason = f"Expected values to have 1 dimension. Got shape {tuple(values.shape)}."
         return None if reason is None else f"{prefix[:-1]}: {reason}"
 
     def _prepare_load(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         values = state_dict[prefix + "values"]
         if values.shape != self.values.shape:
             replace_data(self.values, self.values.data.new_zeros(values.shape))
-            self.col = self.col.new_zeros(values.shape)
+            self.col = self.col.new_zeros(state_dict[prefix + "col"].shape)
 
     def _finish_load(self) -> None:
-        self._set_index(csr.build_index(self.crow, self.col, self._matrix_shape()[1], self._taps()))
+        self._set_index(self._built_index())
         self._choose_variant()
 
 

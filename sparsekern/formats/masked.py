@@ -20,6 +20,7 @@ from sparsekern.formats.base import (
 from sparsekern.formats.plan import choose_kernel, forward_alone_is_dense
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
+from sparsekern.ops._activation import activate
 from sparsekern.ops._geometry import output_size
 from sparsekern.ops.csr import CsrIndex
 
@@ -107,15 +108,19 @@ class MaskedFormat(SparseFormat):
         return dense[self.mask()]
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.activated_linear(x, bias, "none")
+
+    def activated_linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         weight = self.weight
         plain = self._may_be_plain(x, bias) and x.ndim > 0 and x.shape[-1] == weight.shape[1]
         if plain and self._is_dense_at(x.shape[:-1].numel()):
-            return F.linear(x, weight, bias)
+            return activate(F.linear(x, weight, bias), activation)
         index = self.index
         if index is None:
-            return mask_ops.linear(x, weight, self.bits, bias, probe=self._probe)
+            z = mask_ops.linear(x, weight, self.bits, bias, probe=self._probe)
+            return activate(z, activation)
         values = csr.gather(weight, index.crow, index.col)
-        return csr.linear(x, values, index, bias, probe=self._probe)
+        return csr.linear(x, values, index, bias, probe=self._probe, activation=activation)
 
     def conv2d(
         self,

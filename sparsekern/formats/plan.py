@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern.formats.base import SparseFormat
-from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
+from sparsekern.patterns import UNSTRUCTURED, Block, FanIn, Pattern
 
 # PERF: densities up to which csr beats a dense layer forward + backward from batch 32 on, by 1.3 to
 # 2.5 times at 0.4 on the CPU (Zen 5), and up to which training with momentum takes less memory. A
@@ -53,8 +53,8 @@ def choose_format(
     master: str = "compact",
     pattern: Pattern = UNSTRUCTURED,
 ) -> str:
-    """Name of the format that ``format="auto"`` means: ``bsr`` for a pattern of blocks and ``csr``
-    for others where they pay, else ``masked``.
+    """Name of the format that ``format="auto"`` means: ``bsr`` for a pattern of blocks,
+    ``condensed`` for one of constant fan-in and ``csr`` for others where they pay, else ``masked``.
 
     Methods that need a dense master (``master="dense"``) always get ``masked``, whose kernel
     follows the same rule (:func:`choose_kernel`).
@@ -63,7 +63,9 @@ def choose_format(
         return "masked"
     if bsr_pays(density, device, pattern):
         return "bsr"
-    return "csr" if csr_pays(density, device) else "masked"
+    if not csr_pays(density, device):
+        return "masked"
+    return "condensed" if isinstance(pattern, FanIn) else "csr"
 
 
 def choose_kernel(density: float, device: torch.device) -> str:
@@ -94,7 +96,8 @@ def rule_in_words(format: SparseFormat) -> str:
             text += ", dense for small batches without gradients"
         text += "; the master is dense"
     else:
-        name, limits = ("bsr", BSR_DENSITY) if format.name == "bsr" else ("csr", CSR_DENSITY)
+        limits = BSR_DENSITY if format.name == "bsr" else CSR_DENSITY
+        name = format.name
         text = f"rule: {name} up to density {limits.get(device.type, 0.0):g} on {device.type}"
     if format.variant != "auto":
         return f"asked for; {text}"

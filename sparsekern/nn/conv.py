@@ -13,7 +13,7 @@ from sparsekern._checks import check_fraction, check_positive, check_weight_dtyp
 from sparsekern.formats import SparseFormat
 from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
-from sparsekern.nn.layer import SparseLayer, build_stored, format_from_dense, select
+from sparsekern.nn.layer import SparseLayer, build_stored, format_from_dense, pattern_of, select
 from sparsekern.ops._geometry import check_geometry
 
 Size = int | tuple[int, ...]
@@ -29,8 +29,8 @@ class SparseConv2d(SparseLayer):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode: as of :class:`torch.nn.Conv2d`.
         density: fraction of weights kept, in [0, 1], at random positions.
-        format: "auto" (the rule of :func:`sparsekern.formats.choose_format`), "csr", "bsr" or
-            "masked".
+        format: "auto" (the rule of :func:`sparsekern.formats.choose_format`), "csr", "bsr",
+            "condensed" (as many weights of every output) or "masked".
         block_shape: ``(h, w)`` to keep whole blocks of outputs by inputs; "bsr" needs it.
         init: "dense" (torch's own) or "sparse_fan_in" (filters rescaled to their real fan-in).
         generator: source of the random mask and weights; None is torch's global one.
@@ -91,7 +91,7 @@ class SparseConv2d(SparseLayer):
         mask = select(scores, density, format, block_shape)
         if init == "sparse_fan_in":
             sparse_fan_in_(weight, mask)
-        self._build(build_stored(weight, mask, format, block_shape), offset, geometry)
+        self._build(build_stored(weight, mask, format, pattern_of(block_shape)), offset, geometry)
 
     def _build(self, format: SparseFormat, bias: Tensor | None, geometry: dict[str, Any]) -> None:
         super().__init__()

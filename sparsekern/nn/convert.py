@@ -13,10 +13,11 @@ from sparsekern._checks import check_model
 from sparsekern.formats import SparseFormat
 from sparsekern.nn.channels import remove_channels as cut_channels
 from sparsekern.nn.conv import SparseConv2d
+from sparsekern.nn.fuse import unfuse_activations
 from sparsekern.nn.layer import SparseLayer, build_stored
 from sparsekern.nn.linear import SparseLinear
 from sparsekern.nn.transposed import SparseTransposedLinear, is_transposed_linear
-from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
+from sparsekern.patterns import UNSTRUCTURED, Pattern
 
 CALL_HOOKS = (  # what torch.nn.Module keeps of hooks on calls
     "_forward_hooks",
@@ -87,8 +88,7 @@ def build_format(
     parameter = dense.weight
     assert isinstance(parameter, nn.Parameter)
     weight, mask = as_stored(dense, parameter.detach()), as_stored(dense, mask)
-    block_shape = pattern.shape if isinstance(pattern, Block) else None
-    return build_stored(weight, mask, format, block_shape, master)
+    return build_stored(weight, mask, format, pattern, master)
 
 
 def as_stored(module: nn.Module, tensor: Tensor) -> Tensor:
@@ -169,6 +169,7 @@ def densify(model: Model, *, remove_channels: bool = False) -> Model:
     """
     check_model(model)
     dense = copy.deepcopy(model)
+    unfuse_activations(dense)
     shared: dict[int, Any] = {}  # by what the sparse layers share
     done: dict[int, Any] = {}  # by the sparse layer
     for name, module in list(dense.named_modules(remove_duplicate=False)):

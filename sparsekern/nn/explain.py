@@ -10,6 +10,7 @@ from torch import nn
 from sparsekern.formats import SparseFormat
 from sparsekern.formats.plan import DENSE_LAYER, rule_in_words, sparse_weights, unwrapped
 from sparsekern.nn.convert import why_left_dense
+from sparsekern.nn.fuse import fused_activations
 from sparsekern.nn.measure import capture
 from sparsekern.nn.transposed import is_transposed_linear
 from sparsekern.nn.tune import LayerTimes, uses_of
@@ -42,6 +43,8 @@ class ExplanationRow:
     bytes_dense: int
     why: str
 
+
+FUSING = (("csr", "panel"), ("masked", "csr"))  # formats and variants that apply activations
 
 _HEAD: tuple[str, ...] = (
     *("layer", "shape", "format", "variant", "density"),
@@ -106,7 +109,8 @@ def explain(
     if example is not None:
         weights = [names for names, _ in sparse] + [names for names, _ in dense]
         times = _measure(inner, weights, example, training, cache)
-    rows = [_sparse_row(names, format, times.get(names)) for names, format in sparse]
+    fused = fused_activations(inner)
+    rows = [_sparse_row(names, format, times.get(names), fused) for names, format in sparse]
     rows += [_dense_row(names, layer, times.get(names)) for names, layer in dense]
     order = {name: i for i, (name, _) in enumerate(inner.named_modules(remove_duplicate=False))}
     return Explanation(sorted(rows, key=lambda row: order[row.names[0]]))
@@ -140,7 +144,10 @@ def _dense_layers(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
 
 
 def _sparse_row(
-    names: tuple[str, ...], format: SparseFormat, times: dict[str, float] | None
+    names: tuple[str, ...],
+    format: SparseFormat,
+    times: dict[str, float] | None,
+    fused: dict[str, str],
 ) -> ExplanationRow:
     plan = format.measured
     if plan is not None and not plan.holds_at(format.density):
@@ -153,6 +160,9 @@ def _sparse_row(
     times = times or {}
     if len(names) > 1:
         why = f"tied; {why}"
+    if (format.name, format.running) in FUSING:
+        for activation in dict.fromkeys(fused[name] for name in names if name in fused):
+            why += f"; {activation} fused"
     return ExplanationRow(
         names=names,
         shape=format.shape,

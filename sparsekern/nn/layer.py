@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sparsekern._checks import check_fraction, check_mask
 from sparsekern.formats import FORMATS, BsrFormat, SparseFormat, TopologyChange, choose_format
-from sparsekern.ops import bsr
+from sparsekern.ops import bsr, condensed
 from sparsekern.ops import mask as mask_ops
-from sparsekern.patterns import UNSTRUCTURED, Block
+from sparsekern.patterns import UNSTRUCTURED, Block, FanIn, Pattern
 
 Layer = TypeVar("Layer", bound="SparseLayer")
 
@@ -119,14 +119,18 @@ def format_from_dense(
     elif mask is None:
         mask = weight != 0
     check_mask(mask, tuple(weight.shape), weight.device)
-    return build_stored(weight, mask, format, block_shape)
+    return build_stored(weight, mask, format, pattern_of(block_shape))
 
 
 def select(
     scores: Tensor, density: float, format: str, block_shape: tuple[int, int] | None
 ) -> Tensor:
-    """The mask of the weights, or of the blocks, of highest score."""
+    """The mask of the weights, or of the blocks, of highest score; "condensed" has as many in every
+    row."""
     if block_shape is None:
+        if format == "condensed":
+            rows = scores.flatten(1)
+            return mask_ops.topk_rows(scores, FanIn().count(density, rows.shape[1]))
         if format == "bsr":
             raise ValueError(
                 "Expected block_shape with format='bsr' and a density, for example (16, 16). "
@@ -142,16 +146,17 @@ def build_stored(
     weight: Tensor,
     mask: Tensor,
     format: str,
-    block_shape: tuple[int, int] | None,
+    pattern: Pattern,
     master: str = "compact",
 ) -> SparseFormat:
-    """The format of that name; "auto" follows the fixed rule. With ``block_shape`` the mask must
-    keep or drop whole blocks, whatever the format."""
-    pattern = UNSTRUCTURED if block_shape is None else block_pattern(block_shape)
+    """The format of that name; "auto" follows the fixed rule. The mask must be one of the pattern,
+    whatever the format."""
     if format == "auto":
         numel = mask.numel()
         density = int(torch.count_nonzero(mask)) / numel if numel else 1.0
         format = choose_format(density, mask.device, master, pattern)
+    if isinstance(pattern, FanIn):
+        condensed.fan_in(mask)
     if not isinstance(pattern, Block):
         return FORMATS[format].from_dense(weight, mask)
     pattern.check_divides(tuple(weight.shape))
@@ -159,6 +164,11 @@ def build_stored(
         return BsrFormat.from_dense(weight, mask, block_shape=pattern.shape)
     bsr.block_mask(bsr.as_matrix(mask), pattern.shape)
     return FORMATS[format].from_dense(weight, mask)
+
+
+def pattern_of(block_shape: tuple[int, int] | None) -> Pattern:
+    """What a layer's ``block_shape`` asks for."""
+    return UNSTRUCTURED if block_shape is None else block_pattern(block_shape)
 
 
 def block_pattern(block_shape: object) -> Block:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from sparsekern._checks import check_fraction, check_positive, check_weight_dtyp
 from sparsekern.formats import SparseFormat
 from sparsekern.nn.autocast import as_under_autocast
 from sparsekern.nn.init import dense_linear_, sparse_fan_in_
-from sparsekern.nn.layer import SparseLayer, build_stored, format_from_dense, select
+from sparsekern.nn.layer import SparseLayer, build_stored, format_from_dense, pattern_of, select
 
 
 class SparseLinear(SparseLayer):
@@ -23,8 +24,8 @@ class SparseLinear(SparseLayer):
         in_features, out_features: sizes, at least 1.
         bias: whether a bias is learned.
         density: fraction of weights kept, in [0, 1], at random positions.
-        format: "auto" (the rule of :func:`sparsekern.formats.choose_format`), "csr", "bsr" or
-            "masked".
+        format: "auto" (the rule of :func:`sparsekern.formats.choose_format`), "csr", "bsr",
+            "condensed" (as many weights of every output) or "masked".
         block_shape: ``(h, w)`` to keep whole blocks of outputs by inputs; "bsr" needs it.
         init: "dense" (torch's own) or "sparse_fan_in" (rows rescaled to their real fan-in).
         generator: source of the random mask and weights; None is torch's global one.
@@ -63,7 +64,7 @@ class SparseLinear(SparseLayer):
         mask = select(scores, density, format, block_shape)
         if init == "sparse_fan_in":
             sparse_fan_in_(weight, mask)
-        self._build(build_stored(weight, mask, format, block_shape), offset)
+        self._build(build_stored(weight, mask, format, pattern_of(block_shape)), offset)
 
     def _build(self, format: SparseFormat, bias: Tensor | None) -> None:
         super().__init__()
@@ -126,9 +127,12 @@ class SparseLinear(SparseLayer):
         linear.weight.requires_grad_(parameter.requires_grad)
         return linear.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        """``activation`` ("none", "relu", "gelu", "gelu_tanh") is what is applied to ``y``."""
         if isinstance(x, Tensor) and x.is_nested:
-            return on_nested(self.forward, x)
+            return on_nested(partial(self.forward, activation=activation), x)
+        if activation != "none":
+            return self.format.activated_linear(as_under_autocast(x), self.bias, activation)
         return self.format.linear(as_under_autocast(x), self.bias)
 
     def extra_repr(self) -> str:

@@ -4,7 +4,7 @@
 ``csrc/cpu/csr/linear.cpp``.
 """
 
-from sparsekern.ops import bsr, csr, mask, update
+from sparsekern.ops import bsr, condensed, csr, mask, update
 from sparsekern.ops._define import OPS, Cost, Op, Sample, Variant
 
-__all__ = ["OPS", "Cost", "Op", "Sample", "Variant", "bsr", "csr", "mask", "update"]
+__all__ = ["OPS", "Cost", "Op", "Sample", "Variant", "bsr", "condensed", "csr", "mask", "update"]

@@ -10,12 +10,11 @@ from torch.optim import Optimizer
 from sparsekern._checks import check_model, check_positive
 from sparsekern.formats import FORMATS, SparseFormat
 from sparsekern.nn.layer import SparseLayer
-from sparsekern.ops import bsr
-from sparsekern.patterns import UNSTRUCTURED, Block
+from sparsekern.ops import bsr, condensed
+from sparsekern.patterns import UNSTRUCTURED, Block, FanIn
 from sparsekern.prune.distributed import check_not_sharded
-from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Method
-from sparsekern.prune.select import check_format
+from sparsekern.prune.select import check_format, layer_counts, unit
 from sparsekern.prune.sparsify import LayerReport, SparsifyReport, find_targets, first_match
 
 TOLERANCE = 0.01  # relative, of a method's density against that of the model
@@ -88,6 +87,8 @@ def _check_format(name: str, stored: SparseFormat, method: Method, format: str) 
     if isinstance(method.pattern, Block):
         method.pattern.check_divides(stored.shape)
         bsr.block_mask(bsr.as_matrix(stored.mask()), method.pattern.shape)
+    if isinstance(method.pattern, FanIn):
+        condensed.fan_in(stored.mask())
     if format not in ("auto", stored.name):
         raise ValueError(
             f"Expected format to be auto or {stored.name!r}, that of {name}, which is sparse "
@@ -100,14 +101,15 @@ def _final_counts(report: SparsifyReport, formats: list[SparseFormat], method: M
     if method.master == "compact":
         wanted, got, slack = method.density, report.density, TOLERANCE * method.density
         numel = sum(row.numel for row in report.layers)
-        if abs(got - wanted) > max(slack, len(formats) / max(numel, 1)):
+        steps = sum(unit(method.pattern, stored.shape) for stored in formats)
+        if abs(got - wanted) > max(slack, steps / max(numel, 1)):
             raise ValueError(
                 f"Expected density of {method.name} to be that of the model, {got:.4g}, which is "
                 f"sparse already (exclude names layers that do not count). Got {wanted}."
             )
         return [stored.nnz for stored in formats]
     shapes = [stored.shape for stored in formats]
-    wanted_counts = kept_counts(shapes, method.density, method.distribution)
+    wanted_counts = layer_counts(shapes, method.density, method.distribution, method.pattern)
     final = [min(n, stored.nnz) for n, stored in zip(wanted_counts, formats, strict=True)]
     if sum(final) < (1 - TOLERANCE) * sum(wanted_counts):
         most = sum(final) / sum(stored.numel for stored in formats)

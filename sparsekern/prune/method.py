@@ -12,9 +12,9 @@ from torch import Tensor
 from sparsekern._checks import check_fraction
 from sparsekern._registry import Registry
 from sparsekern.formats import SparseFormat
-from sparsekern.ops import bsr
+from sparsekern.ops import bsr, condensed
 from sparsekern.ops import mask as mask_ops
-from sparsekern.patterns import UNSTRUCTURED, Block, Pattern
+from sparsekern.patterns import UNSTRUCTURED, Block, FanIn, Pattern
 from sparsekern.prune.distribution import DISTRIBUTIONS
 from sparsekern.prune.scores import SCORES
 from sparsekern.prune.select import check_pattern
@@ -76,7 +76,9 @@ class Method(ABC):
         density: fraction of weights kept at the end, over the converted layers, in [0, 1].
         distribution: how it is spread over layers: "uniform", "er" or "erk".
         pattern: what masks may look like. ``Block(h, w)``: whole blocks are dropped and grown, by
-            the sums of their scores.
+            the sums of their scores. ``FanIn()``: weights are dropped from the layer as a whole,
+            and every output grows as many as it has lost; pruning alone drops as many from every
+            output.
     """
 
     name: ClassVar[str]
@@ -130,6 +132,8 @@ class Method(ABC):
         kept_count, grown_count = self.counts(layer, clock)
         if isinstance(self.pattern, Block):
             return self._update_blocks(layer, kept_count, grown_count, self.pattern)
+        if isinstance(self.pattern, FanIn):
+            return self._update_rows(layer, kept_count, grown_count)
         kept = layer.format.mask(self.keep(layer, kept_count))
         if grown_count == 0:
             return kept
@@ -154,3 +158,33 @@ class Method(ABC):
             grow = bsr.block_sums(self.grow_scores(layer), block.shape)
             kept = kept | mask_ops.topk(grow, total - kept_blocks, allowed)
         return bsr.expand_blocks(kept, block.shape, tuple(mask.shape))
+
+    def _update_rows(self, layer: Layer, kept_count: int, grown_count: int) -> Tensor:
+        """The same with ``k`` weights in every row, as many as before if the counts say so, else
+        rounded up.
+
+        This is the update of SRigL without the ablation of neurons: a row above ``k`` loses those
+        of lowest score, one below grows. Where a row has too few positions for a method that does
+        not grow what it has just dropped, it takes some of those back.
+
+        Reference: Lasby et al., Dynamic Sparse Training with Structured Sparsity, 2024, section 3.
+        """
+        mask = layer.mask()
+        k = -(-(kept_count + grown_count) // max(1, mask.shape[0]))
+        kept = layer.format.mask(self.keep(layer, kept_count)) if grown_count else mask
+        counts = condensed.row_counts(kept)
+        if bool((counts > k).any()):
+            drop = self.drop_scores(layer)
+            scores = torch.zeros(mask.shape, dtype=drop.dtype, device=mask.device)
+            scores[mask] = drop
+            counts.clamp_(max=k)
+            kept = mask_ops.topk_rows(scores, counts, kept)
+        if grown_count == 0:
+            return kept
+        scores, missing = self.grow_scores(layer), k - counts
+        allowed = ~kept if self.regrows else ~mask
+        room = torch.minimum(missing, condensed.row_counts(allowed))
+        grown = kept | mask_ops.topk_rows(scores, room, allowed)
+        if bool((room < missing).any()):
+            grown |= mask_ops.topk_rows(scores, missing - room, ~grown)
+        return grown

@@ -28,7 +28,6 @@ from sparsekern.optim.state import (
     restart_history,
     state_bytes,
 )
-from sparsekern.patterns import Block
 from sparsekern.prune.adopt import adopt, check_arguments
 from sparsekern.prune.distributed import (
     agree_on_topology,
@@ -37,11 +36,10 @@ from sparsekern.prune.distributed import (
     from_rank_zero,
     is_distributed,
 )
-from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.method import Clock, Layer, Method
 from sparsekern.prune.saved import check_state
 from sparsekern.prune.scores import SCORES
-from sparsekern.prune.select import divided, select, unit
+from sparsekern.prune.select import divided, layer_counts, select, stored_shapes
 from sparsekern.prune.sparsify import (
     LayerReport,
     SparsifyReport,
@@ -133,8 +131,8 @@ class Pruner:
             raise ValueError("Expected a model with Linear or Conv2d layers to prune. Got none.")
         check_holds(self.optimizer, {target.names[0]: target.weight for target in targets})
         method = self.method
-        shapes, step = [target.shape for target in targets], unit(method.pattern)
-        final = kept_counts(shapes, method.density, method.distribution, step)
+        shapes = stored_shapes(self.model, targets)
+        final = layer_counts(shapes, method.density, method.distribution, method.pattern)
         sizes = [target.weight.numel() for target in targets]
         start = [method.initial_nnz(*each) for each in zip(final, sizes, strict=True)]
         weights = {t.names[0]: (t.weight, n) for t, n in zip(targets, start, strict=True)}
@@ -335,11 +333,10 @@ class Pruner:
 
     def _compact_one(self, stored: MaskedFormat, kind: str) -> SparseFormat:
         parameter, mask, pattern = stored.weight, stored.mask(), self.method.pattern
-        block_shape = pattern.shape if isinstance(pattern, Block) else None
-        compact = build_stored(parameter.detach(), mask, kind, block_shape)
+        compact = build_stored(parameter.detach(), mask, kind, pattern)
         state = self.optimizer.state.get(parameter, {})
         moved = {
-            key: build_stored(value, mask, kind, block_shape).parameter.data
+            key: build_stored(value, mask, kind, pattern).parameter.data
             for key, value in state.items()
             if isinstance(value, Tensor) and value.shape == parameter.shape
         }

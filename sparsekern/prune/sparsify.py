@@ -24,11 +24,17 @@ from sparsekern.nn.layer import SparseLayer
 from sparsekern.nn.tune import tune
 from sparsekern.patterns import UNSTRUCTURED, Pattern
 from sparsekern.prune.distributed import check_not_sharded
-from sparsekern.prune.distribution import kept_counts
 from sparsekern.prune.masks import Given, given_masks
 from sparsekern.prune.report import LayerReport, SparsifyReport, Target, first_match
 from sparsekern.prune.scores import SCORES
-from sparsekern.prune.select import check_format, check_pattern, divided, select, unit
+from sparsekern.prune.select import (
+    check_format,
+    check_pattern,
+    divided,
+    layer_counts,
+    select,
+    stored_shapes,
+)
 
 
 def find_targets(
@@ -170,8 +176,9 @@ def sparsify(
             has zeros, make it fast") and takes the masks of ``torch.nn.utils.prune``, whose
             reparametrisation is removed; or a dict of bool tensors, shaped like the weights, by the
             names of layers: the others stay dense.
-        pattern: what masks may look like: ``Unstructured()``, or ``Block(h, w)``, which keeps the
-            blocks of largest sum of scores. Layers that the blocks do not divide stay dense.
+        pattern: what masks may look like: ``Unstructured()``; ``Block(h, w)``, which keeps the
+            blocks of largest sum of scores (layers that the blocks do not divide stay dense); or
+            ``FanIn()``, which keeps as many weights of every output, to whole ones.
         distribution: "uniform", "er" or "erk": how the density is spread over layers.
         score: "magnitude" or "random": which weights are kept.
         exclude: names of layers to leave dense, as ``fnmatch`` patterns.
@@ -208,8 +215,8 @@ def sparsify(
         assert density is not None
         check_fraction(density, "density")
         check_format(format, pattern)
-        shapes = [target.shape for target in targets]
-        counts = kept_counts(shapes, density, distribution, unit(pattern))
+        shapes = stored_shapes(model, targets)
+        counts = layer_counts(shapes, density, distribution, pattern)
         masks = [
             select(model, target, scores(target.weight.detach(), generator), count, pattern)
             for target, count in zip(targets, counts, strict=True)

@@ -313,7 +313,7 @@ def test_every_isa_of_this_machine(isa: str) -> None:
     )
     if "Expected SPARSEKERN_ISA to name an instruction set of this machine" in probe.stderr:
         pytest.skip(f"{isa}: unconfirmed, this processor does not have it")
-    layers = "(csr_linear and panel or csr_conv2d and patch or update)"
+    layers = "(csr_linear and panel or condensed_linear or csr_conv2d and patch or update)"
     masks = "(mask_topk or mask_pack_bits or csr_from_mask or csr_rebuild)"
     selection = f"({layers} or {masks}) and not every_isa and not gradcheck and not compiled"
     command = [

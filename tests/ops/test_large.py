@@ -154,7 +154,8 @@ def test_outputs_of_a_linear_layer(family: str) -> None:
     blocks = values.transpose(-1, -2)[perm.long()] if family == "bsr" else values[perm.long()]
     ignored = lazy(batch, rows, dtype=torch.bfloat16)
     backward = OPS[f"{family}_linear_backward"].overload
-    dx, *_ = backward(x, ignored, blocks.contiguous(), *flipped, [True, False, False])
+    y = () if family == "bsr" else (None,)
+    dx, *_ = backward(x, ignored, blocks.contiguous(), *y, *flipped, [True, False, False])
     assert dx.numel() > BORDER
     for j, (row, col) in enumerate(parts):
         got = dx[:, row * height : (row + 1) * height]
@@ -213,8 +214,9 @@ def test_more_entries_than_an_index_holds(family: str) -> None:
         index = (crow, col, starts, crow_t, col, col, starts)
     with pytest.raises(RuntimeError, match=r"^Expected [^.]*\. Got "):
         OPS[f"{family}_linear"].overload(x, values, None, None, *index)
+    y = () if family == "bsr" else (None,)
     with pytest.raises(RuntimeError, match=r"^Expected [^.]*\. Got "):
-        OPS[f"{family}_linear_backward"].overload(x[:, :1], x, values, *index, [True] * 3)
+        OPS[f"{family}_linear_backward"].overload(x[:, :1], x, values, *y, *index, [True] * 3)
 
 
 def test_moves_of_blocks_with_too_many_weights() -> None:

@@ -102,7 +102,7 @@ def test_format_bsr_needs_blocks() -> None:
 
 
 def test_unknown_patterns() -> None:
-    sentence = r"Expected pattern to be Unstructured\(\) or Block\(h, w\). Got Pattern\(\)"
+    sentence = r"pattern to be Unstructured\(\), Block\(h, w\) or FanIn\(\). Got Pattern\(\)"
     with pytest.raises(NotImplementedError, match=sentence):
         sk.sparsify(make_model(), 0.2, pattern=Pattern())
     with pytest.raises(NotImplementedError, match="Expected pattern of set to be Unstructured"):

@@ -346,7 +346,7 @@ def test_exclude_is_a_list_of_texts(exclude: object, sentence: str) -> None:
         (
             {"format": ["csr"]},
             ValueError,
-            r"Expected format to be one of bsr, csr, masked.* Got \['csr'",
+            r"Expected format to be one of bsr, condensed, csr, masked.* Got \['csr'",
         ),
     ],
 )

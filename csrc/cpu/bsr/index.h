@@ -106,8 +106,8 @@ void multiply_blocks(const BlockMatrix<T>& matrix, const RowGroups<T>& groups, c
                           tile.width, scratch);
   const int64_t output = first * matrix.out;
   kernels<T>().unpack(scratch, bias != nullptr ? bias + output : nullptr,
-                      (last - first) * matrix.out, tile.batch, tile.width, y.at(tile.first, output),
-                      y.dtype, y.stride);
+                      (last - first) * matrix.out, tile.batch, tile.width, Activation::kNone,
+                      y.at(tile.first, output), y.dtype, y.stride);
 }
 
 }  // namespace sparsekern

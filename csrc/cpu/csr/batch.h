@@ -103,8 +103,10 @@ class PackedTiles {
  public:
   static constexpr int64_t kStrip = 256;  // features packed by one task
 
-  PackedTiles(const Rows& rows, int64_t max_tiles, ScratchFrame& scratch)
-      : rows_(rows), data_(scratch.take<T>(max_tiles * panel_size())) {}
+  // With `gate`, the output of a ReLU, rows are zero where that is not above zero or NaN.
+  PackedTiles(const Rows& rows, int64_t max_tiles, ScratchFrame& scratch,
+              const Rows* gate = nullptr)
+      : rows_(rows), gate_(gate), data_(scratch.take<T>(max_tiles * panel_size())) {}
 
   int64_t panel_size() const { return rows_.features * kTileWidth; }
   int64_t strips() const { return ceil_div(rows_.features, kStrip); }
@@ -118,11 +120,19 @@ class PackedTiles {
 
  private:
   void pack(const Tile& tile, int64_t index, int64_t first, int64_t count) const {
-    kernels<T>().pack(rows_.at(tile.first, first), rows_.dtype, rows_.stride, tile.batch, count,
-                      tile.width, tile.width, panel(index) + first * tile.width);
+    const void* source = rows_.at(tile.first, first);
+    T* target = panel(index) + first * tile.width;
+    if (gate_ == nullptr) {
+      kernels<T>().pack(source, rows_.dtype, rows_.stride, tile.batch, count, tile.width,
+                        tile.width, target);
+    } else {
+      kernels<T>().pack_gated(source, rows_.dtype, rows_.stride, gate_->at(tile.first, first),
+                              gate_->stride, tile.batch, count, tile.width, target);
+    }
   }
 
   const Rows& rows_;
+  const Rows* gate_;
   T* data_;
 };
 

@@ -85,9 +85,10 @@ struct Matrix {
   const int32_t* perm;
 };
 
-// y[b, r] = sum_c W[r, c] x[b, c] (+ bias[r]) for one tile of the batch and one block of rows.
+// y[b, r] = activation(sum_c W[r, c] x[b, c] (+ bias[r])) for one tile of the batch and one block of
+// rows.
 template <typename T>
-void multiply_tile(const Matrix<T>& matrix, const T* bias, const Tile& tile, const T* panel,
-                   int64_t block, T* scratch, const Output& y);
+void multiply_tile(const Matrix<T>& matrix, const T* bias, Activation activation, const Tile& tile,
+                   const T* panel, int64_t block, T* scratch, const Output& y);
 
 }  // namespace sparsekern

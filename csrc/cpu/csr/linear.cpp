@@ -1,9 +1,9 @@
-// Formula    y = x W^T + bias, W in compressed rows.
+// Formula    y = activation(x W^T + bias), W in compressed rows.
 // Mapping    a task is a tile of the batch, packed and multiplied by one thread in its own cache;
 //            the tiles that do not come out even are shared: (tile, block of rows). A batch of at
 //            most 16 is cut by rows alone.
 // Tile       up to 64 batch elements; a block's outputs stay in a scratch tile until all panels of
-//            columns have been added, then are transposed out together with the bias.
+//            columns have been added, then are transposed out together with bias and activation.
 // Arithmetic accumulated in the dtype of `values` (float, double), in the order of the columns.
 // Contract   sparsekern/ops/csr/linear.py; what is walked: panel_starts.h; bodies: ../isa/.
 #include <torch/csrc/stable/library.h>
@@ -17,8 +17,8 @@
 namespace sparsekern {
 
 template <typename T>
-void multiply_tile(const Matrix<T>& matrix, const T* bias, const Tile& tile, const T* panel,
-                   int64_t block, T* scratch, const Output& y) {
+void multiply_tile(const Matrix<T>& matrix, const T* bias, Activation activation, const Tile& tile,
+                   const T* panel, int64_t block, T* scratch, const Output& y) {
   const PanelGeometry& g = matrix.starts.geometry;
   const int64_t first = block * g.row_block;
   const int64_t rows = std::min(g.row_block, g.rows - first);
@@ -27,12 +27,12 @@ void multiply_tile(const Matrix<T>& matrix, const T* bias, const Tile& tile, con
     kernels<T>().spmm(matrix.starts.cell(block, p), matrix.values, matrix.col, matrix.perm, panel,
                       tile.width, p == 0, scratch);
   kernels<T>().unpack(scratch, bias != nullptr ? bias + first : nullptr, rows, tile.batch,
-                      tile.width, y.at(tile.first, first), y.dtype, y.stride);
+                      tile.width, activation, y.at(tile.first, first), y.dtype, y.stride);
 }
-template void multiply_tile(const Matrix<float>&, const float*, const Tile&, const float*, int64_t,
-                            float*, const Output&);
-template void multiply_tile(const Matrix<double>&, const double*, const Tile&, const double*,
-                            int64_t, double*, const Output&);
+template void multiply_tile(const Matrix<float>&, const float*, Activation, const Tile&,
+                            const float*, int64_t, float*, const Output&);
+template void multiply_tile(const Matrix<double>&, const double*, Activation, const Tile&,
+                            const double*, int64_t, double*, const Output&);
 
 namespace {
 
@@ -50,7 +50,7 @@ const int32_t* checked_rows(const Tensor& crow, const PanelGeometry& g) {
 // place of 0.73, a batch of one 0.41 in place of 0.62 (1024 x 1024 at density 0.25, Zen 5, one thread).
 template <typename T>
 void small_batch(const Rows& rows, const Matrix<T>& matrix, const int32_t* crow, const T* bias,
-                 const Output& y) {
+                 Activation activation, const Output& y) {
   if (rows.batch == 0) return;
   const PanelGeometry& g = matrix.starts.geometry;
   ScratchFrame scratch;
@@ -68,21 +68,30 @@ void small_batch(const Rows& rows, const Matrix<T>& matrix, const int32_t* crow,
                    if (gathers) {
                      kernels<T>().dot(crow + first, matrix.col, matrix.values,
                                       static_cast<const T*>(rows.at(0, 0)), shift, count,
-                                      static_cast<T*>(y.at(0, first)));
+                                      activation, static_cast<T*>(y.at(0, first)));
                      return;
                    }
                    T* output = outputs + slot * kGroup * kSmallBatch;
                    const CellRows cell{crow + first, crow + first + 1, count, g.nnz, 0};
                    kernels<T>().spmm(cell, matrix.values, matrix.col, nullptr, packed.panel(0),
                                      tile.width, true, output);
-                   kernels<T>().unpack(output, shift, count, tile.batch, tile.width, y.at(0, first),
-                                       y.dtype, y.stride);
+                   kernels<T>().unpack(output, shift, count, tile.batch, tile.width, activation,
+                                       y.at(0, first), y.dtype, y.stride);
                  });
+}
+
+Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  SPARSEKERN_CHECK(name == "none", "Expected activation to be none, relu, gelu or gelu_tanh. Got '",
+                   name, "'.");
+  return Activation::kNone;
 }
 
 template <typename T>
 Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
-               const Tensor& crow, const Tensor& col, const Tensor& starts) {
+               const Tensor& crow, const Tensor& col, const Tensor& starts, Activation activation) {
   const Rows rows(x, dtype_of(x, "x"));
   const PanelStarts panel_starts = checked_starts(starts, crow, col, rows.features);
   const PanelGeometry& g = panel_starts.geometry;
@@ -95,7 +104,7 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
                          static_cast<const int32_t*>(col.data_ptr()), nullptr};
   const T* b = bias ? static_cast<const T*>(bias->data_ptr()) : nullptr;
   if (rows.batch <= kSmallBatch) {
-    small_batch(rows, matrix, checked_rows(crow, g), b, output);
+    small_batch(rows, matrix, checked_rows(crow, g), b, activation, output);
     return y;
   }
 
@@ -118,25 +127,25 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
     }
     packed.pack(tiles[task], slot);
     for (int64_t block = 0; block < g.blocks; ++block)
-      multiply_tile(matrix, b, tiles[task], packed.panel(slot), block, outputs + slot * output_tile,
-                    output);
+      multiply_tile(matrix, b, activation, tiles[task], packed.panel(slot), block,
+                    outputs + slot * output_tile, output);
   });
   parallel_tasks(shared * g.blocks, shared * work, [&](int64_t task, int64_t slot) {
     const int64_t index = task % shared;
-    multiply_tile(matrix, b, tiles[whole + index], packed.panel(threads + index), task / shared,
-                  outputs + slot * output_tile, output);
+    multiply_tile(matrix, b, activation, tiles[whole + index], packed.panel(threads + index),
+                  task / shared, outputs + slot * output_tile, output);
   });
   return y;
 }
 
 Tensor csr_linear_cpu(Tensor x, Tensor values, std::optional<Tensor> bias, std::optional<Tensor>,
                       Tensor crow, Tensor col, Tensor starts, Tensor, Tensor, Tensor, Tensor,
-                      std::string variant) {
+                      std::string activation, std::string variant) {
   SPARSEKERN_CHECK(variant == "panel" || variant == "auto",
                    "Expected variant to be 'panel' in native CPU code. Got '", variant, "'.");
   if (values.scalar_type() == ScalarType::Double)
-    return forward<double>(x, values, bias, crow, col, starts);
-  return forward<float>(x, values, bias, crow, col, starts);
+    return forward<double>(x, values, bias, crow, col, starts, activation_of(activation));
+  return forward<float>(x, values, bias, crow, col, starts, activation_of(activation));
 }
 
 }  // namespace

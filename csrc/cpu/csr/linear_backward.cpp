@@ -1,4 +1,5 @@
-// Formula    dx = dy W;  dvalues[j] = sum_b dy[b, row j] x[b, col j];  dbias = sum_b dy[b].
+// Formula    dx = dy W;  dvalues[j] = sum_b dy[b, row j] x[b, col j];  dbias = sum_b dy[b];
+//            with `y`, the output of a ReLU, dy is zero where !(y > 0), NaN excepted.
 // Mapping    first, a task is a tile: one thread packs x and dy and takes dx from its own cache. For
 //            few non-zeros it also takes the tile's share of dvalues, which is added up afterwards;
 //            for many, a second round of tasks takes blocks of rows through all tiles.
@@ -27,9 +28,10 @@ struct Wanted {
 template <typename T>
 class Backward {
  public:
-  Backward(const Tensor& grad, const Tensor& x, const Tensor& values, const Tensor& crow,
-           const Tensor& col, const Tensor& starts, const Tensor& crow_t, const Tensor& col_t,
-           const Tensor& perm, const Tensor& starts_t, Wanted wanted)
+  Backward(const Tensor& grad, const Tensor& x, const Tensor& values,
+           const std::optional<Tensor>& y, const Tensor& crow, const Tensor& col,
+           const Tensor& starts, const Tensor& crow_t, const Tensor& col_t, const Tensor& perm,
+           const Tensor& starts_t, Wanted wanted)
       : wanted_(wanted),
         threads_(thread_count()),
         grad_rows_(grad, dtype_of(grad, "grad")),
@@ -47,6 +49,13 @@ class Backward {
     SPARSEKERN_CHECK(grad_rows_.features == geometry().rows && grad_rows_.batch == x_rows_.batch,
                      "Expected grad to be [", x_rows_.batch, ", ", geometry().rows, "]. Got [",
                      grad_rows_.batch, ", ", grad_rows_.features, "].");
+    if (y) {
+      gate_.emplace(*y, dtype_of(*y, "y"));
+      SPARSEKERN_CHECK(gate_->features == geometry().rows && gate_->batch == x_rows_.batch &&
+                           gate_->dtype == grad_rows_.dtype,
+                       "Expected y to be like grad, [", x_rows_.batch, ", ", geometry().rows,
+                       "]. Got [", gate_->batch, ", ", gate_->features, "] or another dtype.");
+    }
     if (wanted.x) prepare_transposed(values, crow, col, crow_t, col_t, perm, starts_t);
   }
 
@@ -104,7 +113,7 @@ class Backward {
   void prepare_scratch(int64_t wave) {
     const int64_t places = by_tile_ ? 2 * threads_ : wave;
     x_.emplace(x_rows_, wanted_.values ? places : 0, scratch_);
-    grad_.emplace(grad_rows_, places, scratch_);
+    grad_.emplace(grad_rows_, places, scratch_, gate_ ? &*gate_ : nullptr);
     if (by_tile_) {
       partial_values_ = scratch_.take<T>(wanted_.values ? wave * geometry().nnz : 0);
       partial_bias_ = scratch_.take<T>(wanted_.bias ? wave * geometry().rows : 0);
@@ -226,8 +235,8 @@ class Backward {
   }
 
   void multiply(int64_t index, int64_t at, int64_t block, int64_t slot) {
-    multiply_tile(*transposed_, static_cast<const T*>(nullptr), tile(index), grad_->panel(at),
-                  block, outputs_ + slot * output_tile_,
+    multiply_tile(*transposed_, static_cast<const T*>(nullptr), Activation::kNone, tile(index),
+                  grad_->panel(at), block, outputs_ + slot * output_tile_,
                   Output(dx_, x_rows_.dtype, x_rows_.features));
   }
 
@@ -242,6 +251,7 @@ class Backward {
   const Wanted wanted_;
   const int64_t threads_;
   const Rows grad_rows_, x_rows_;
+  std::optional<Rows> gate_;  // y
   const PanelStarts starts_;
   const int32_t* crow_;
   const int32_t* col_;
@@ -258,22 +268,21 @@ class Backward {
   int64_t first_ = 0, count_ = 0, whole_ = 0;  // tiles of the wave, and how many no one shares
 };
 
-std::tuple<Tensor, Tensor, Tensor> csr_linear_backward_cpu(Tensor grad, Tensor x, Tensor values,
-                                                           Tensor crow, Tensor col, Tensor starts,
-                                                           Tensor crow_t, Tensor col_t, Tensor perm,
-                                                           Tensor starts_t,
-                                                           std::vector<bool> output_mask,
-                                                           std::string variant) {
+std::tuple<Tensor, Tensor, Tensor> csr_linear_backward_cpu(
+    Tensor grad, Tensor x, Tensor values, std::optional<Tensor> y, Tensor crow, Tensor col,
+    Tensor starts, Tensor crow_t, Tensor col_t, Tensor perm, Tensor starts_t,
+    std::vector<bool> output_mask, std::string variant) {
   SPARSEKERN_CHECK(variant == "panel" || variant == "auto",
                    "Expected variant to be 'panel' in native CPU code. Got '", variant, "'.");
   SPARSEKERN_CHECK(output_mask.size() == 3, "Expected output_mask to have 3 entries. Got ",
                    output_mask.size(), ".");
   const Wanted wanted{output_mask[0], output_mask[1], output_mask[2]};
   if (values.scalar_type() == ScalarType::Double)
-    return Backward<double>(grad, x, values, crow, col, starts, crow_t, col_t, perm, starts_t,
+    return Backward<double>(grad, x, values, y, crow, col, starts, crow_t, col_t, perm, starts_t,
                             wanted)
         .run();
-  return Backward<float>(grad, x, values, crow, col, starts, crow_t, col_t, perm, starts_t, wanted)
+  return Backward<float>(grad, x, values, y, crow, col, starts, crow_t, col_t, perm, starts_t,
+                         wanted)
       .run();
 }
 

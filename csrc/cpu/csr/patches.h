@@ -159,7 +159,8 @@ class Patches {
       const bool one_run = cols == pitch_ && map.row == cols * map.col;
       for (int64_t i = 0; i < (one_run ? 1 : rows); ++i)
         kernels<T>().unpack(from + i * pitch_, nullptr, count, one_run ? rows * cols : cols, width_,
-                            target.at(begin + i * map.row), target.dtype, map.col);
+                            Activation::kNone, target.at(begin + i * map.row), target.dtype,
+                            map.col);
     }
   }
 

@@ -1,5 +1,6 @@
 // Instantiates the AVX2 + FMA + F16C body. CMakeLists.txt gives this file its own flags.
 #include "block_kernels.h"
+#include "condensed_kernels.h"
 #include "kernels.h"
 #include "mask_kernels.h"
 #include "update_kernels.h"
@@ -7,10 +8,12 @@
 
 namespace sparsekern::avx2 {
 
+#include "activation.inl"
 #include "bits.inl"
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"
 #include "bsr_table.inl"
+#include "condensed.inl"
 #include "convolve.inl"
 #include "dot.inl"
 #include "masked_adamw.inl"
@@ -30,5 +33,6 @@ const PanelKernels<float> kFloatKernels = panel_kernels<Vec>();
 const MaskKernels<float> kFloatMaskKernels = mask_bodies<Vec>();
 const UpdateKernels kFloatUpdateKernels = update_table<Vec>();
 const BlockKernels<float> kFloatBlockKernels = block_kernels<Vec>();
+const CondensedKernels<float> kFloatCondensedKernels = condensed_kernels<Vec>();
 
 }  // namespace sparsekern::avx2

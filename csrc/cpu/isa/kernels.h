@@ -14,6 +14,10 @@ constexpr int kTileWidth = 64;    // widest tile of a batch; its tail uses 32 or
 constexpr int kPatchWidth = 128;  // widest tile of pixels
 constexpr int kPrefetchRows = 4;  // how many rows ahead entries are requested
 
+// What a layer applies to its outputs: max(x, 0); x P(N <= x) of a standard normal N, and the
+// approximation of that by tanh.
+enum class Activation { kNone, kRelu, kGelu, kGeluTanh };
+
 struct CellRows {
   const int32_t* starts;  // first entry of each row, and kPrefetchRows more where lines > 0
   const int32_t* ends;    // one past the last
@@ -70,16 +74,20 @@ struct PanelKernels {
   // of 16).
   void (*pack)(const void* x, Dtype dtype, int64_t stride, int64_t batch, int64_t columns,
                int64_t lanes, int64_t width, T* panel);
-  // y[b * stride + r] = tile[r * width + b] + bias[r] (bias may be null), b < batch, r < rows.
-  void (*unpack)(const T* tile, const T* bias, int64_t rows, int64_t batch, int width, void* y,
-                 Dtype dtype, int64_t stride);
+  // The same of the gradient of a ReLU's input: x where y[b * y_stride + c] is above zero or NaN.
+  void (*pack_gated)(const void* x, Dtype dtype, int64_t stride, const void* y, int64_t y_stride,
+                     int64_t batch, int64_t columns, int width, T* panel);
+  // y[b * stride + r] = activation(tile[r * width + b] + bias[r]) (bias may be null), b < batch,
+  // r < rows.
+  void (*unpack)(const T* tile, const T* bias, int64_t rows, int64_t batch, int width,
+                 Activation activation, void* y, Dtype dtype, int64_t stride);
   // tile[r][:] (+)= w_j * panel[col[j]][:] for every entry j of every row; `first` starts from zero.
   // w_j is values[j], or values[perm[j]] where perm is not null.
   void (*spmm)(const CellRows& cell, const T* values, const int32_t* col, const int32_t* perm,
                const T* panel, int width, bool first, T* tile);
-  // y[r] = bias[r] + sum_j values[j] * x[col[j]] for a batch of one (bias may be null).
+  // y[r] = activation(bias[r] + sum_j values[j] * x[col[j]]) for a batch of one (bias may be null).
   void (*dot)(const int32_t* crow, const int32_t* col, const T* values, const T* x, const T* bias,
-              int64_t rows, T* y);
+              int64_t rows, Activation activation, T* y);
   // gradient[j] (+)= sum_b x_panel[col[j]][b] * y_panel[r][b] for every entry j of every row.
   void (*sddmm)(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                 int width, bool accumulate, T* gradient);

@@ -1,6 +1,7 @@
 // Instantiates the scalar body: any processor; float and double. CMakeLists.txt gives this file its
 // own flags.
 #include "block_kernels.h"
+#include "condensed_kernels.h"
 #include "kernels.h"
 #include "mask_kernels.h"
 #include "update_kernels.h"
@@ -8,10 +9,12 @@
 
 namespace sparsekern::scalar {
 
+#include "activation.inl"
 #include "bits.inl"
 #include "bsr_sddmm.inl"
 #include "bsr_spmm.inl"
 #include "bsr_table.inl"
+#include "condensed.inl"
 #include "convolve.inl"
 #include "dot.inl"
 #include "masked_adamw.inl"
@@ -35,5 +38,7 @@ const UpdateKernels kFloatUpdateKernels = update_table<VecOf<float>>();
 const UpdateKernels kDoubleUpdateKernels = update_table<VecOf<double>>();
 const BlockKernels<float> kFloatBlockKernels = block_kernels<VecOf<float>>();
 const BlockKernels<double> kDoubleBlockKernels = block_kernels<VecOf<double>>();
+const CondensedKernels<float> kFloatCondensedKernels = condensed_kernels<VecOf<float>>();
+const CondensedKernels<double> kDoubleCondensedKernels = condensed_kernels<VecOf<double>>();
 
 }  // namespace sparsekern::scalar

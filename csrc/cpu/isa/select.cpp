@@ -5,6 +5,7 @@
 
 #include "../../common/debug.h"
 #include "block_kernels.h"
+#include "condensed_kernels.h"
 #include "kernels.h"
 #include "mask_kernels.h"
 #include "update_kernels.h"
@@ -78,6 +79,18 @@ const BlockKernels<float>& float_block_kernels() {
 }
 
 const BlockKernels<double>& double_block_kernels() { return scalar::kDoubleBlockKernels; }
+
+const CondensedKernels<float>& float_condensed_kernels() {
+#if defined(SPARSEKERN_HAVE_X86_BODIES)
+  if (kIsa == Isa::kAvx512) return avx512::kFloatCondensedKernels;
+  if (kIsa == Isa::kAvx2) return avx2::kFloatCondensedKernels;
+#endif
+  return scalar::kFloatCondensedKernels;
+}
+
+const CondensedKernels<double>& double_condensed_kernels() {
+  return scalar::kDoubleCondensedKernels;
+}
 
 const PeakKernels& peak_kernels() {
 #if defined(SPARSEKERN_HAVE_X86_BODIES)

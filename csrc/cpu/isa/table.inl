@@ -6,6 +6,7 @@ template <typename V>
 constexpr PanelKernels<typename V::Element> panel_kernels() {
   PanelKernels<typename V::Element> table{};
   table.pack = Pack<V>::pack;
+  table.pack_gated = Pack<V>::pack_gated;
   table.unpack = Pack<V>::unpack;
   table.spmm = Spmm<V>::spmm;
   table.dot = Dot<V>::dot;

@@ -7,8 +7,12 @@
 
 namespace sparsekern::avx2 {
 
+#include "vec_four.inl"
+
 struct Vec {
   static constexpr int kWidth = 8;
+  using Four = Vec4;
+  using Eight = Vec;
   static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m256;
@@ -99,6 +103,22 @@ struct Vec {
   static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static SPARSEKERN_INLINE Reg sqrt(Reg a) { return _mm256_sqrt_ps(a); }
+  // The larger one; `b` if either is NaN.
+  static SPARSEKERN_INLINE Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
+  // `yes` where a > b, `no` elsewhere and for NaN.
+  static SPARSEKERN_INLINE Reg where_above(Reg a, Reg b, Reg yes, Reg no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+  }
+  // `x` where y is above zero or NaN, zero elsewhere.
+  static SPARSEKERN_INLINE Reg gate(Reg x, Reg y) {
+    return _mm256_and_ps(x, _mm256_cmp_ps(y, zero(), _CMP_NLE_UQ));
+  }
+  // a * 2^n with n in the lowest nine bits of `bits`.
+  static SPARSEKERN_INLINE Reg add_exponent(Reg a, Reg bits) {
+    const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(bits), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
+  }
+  static constexpr bool kMathLibrary = false;
   // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
   using Chosen = __m256i;
   static SPARSEKERN_INLINE Chosen chosen(uint64_t word) {

@@ -7,8 +7,27 @@
 
 namespace sparsekern::avx512 {
 
+#include "vec_four.inl"
+
+// Half a vector, for batches of at most eight.
+struct Vec8 {
+  static constexpr int kWidth = 8;
+  static constexpr int kMultiplies = 2;  // that start in one cycle
+  using Element = float;
+  using Reg = __m256;
+
+  static SPARSEKERN_INLINE Reg zero() { return _mm256_setzero_ps(); }
+  static SPARSEKERN_INLINE Reg broadcast(float value) { return _mm256_set1_ps(value); }
+  static SPARSEKERN_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static SPARSEKERN_INLINE void store(float* p, Reg r) { _mm256_storeu_ps(p, r); }
+  static SPARSEKERN_INLINE Reg mul_add(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static SPARSEKERN_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+};
+
 struct Vec {
   static constexpr int kWidth = 16;
+  using Four = Vec4;
+  using Eight = Vec8;
   static constexpr int kMultiplies = 2;  // that start in one cycle
   using Element = float;
   using Reg = __m512;
@@ -110,6 +129,22 @@ struct Vec {
   static SPARSEKERN_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static SPARSEKERN_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
   static SPARSEKERN_INLINE Reg sqrt(Reg a) { return _mm512_sqrt_ps(a); }
+  // The larger one; `b` if either is NaN.
+  static SPARSEKERN_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  // `yes` where a > b, `no` elsewhere and for NaN.
+  static SPARSEKERN_INLINE Reg where_above(Reg a, Reg b, Reg yes, Reg no) {
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), yes);
+  }
+  // `x` where y is above zero or NaN, zero elsewhere.
+  static SPARSEKERN_INLINE Reg gate(Reg x, Reg y) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, zero(), _CMP_NLE_UQ), x);
+  }
+  // a * 2^n with n in the lowest nine bits of `bits`.
+  static SPARSEKERN_INLINE Reg add_exponent(Reg a, Reg bits) {
+    const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(bits), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), n));
+  }
+  static constexpr bool kMathLibrary = false;
   // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
   using Chosen = __mmask16;
   static SPARSEKERN_INLINE Chosen chosen(uint64_t word) { return Chosen(word); }

@@ -7,9 +7,46 @@
 
 namespace sparsekern::scalar {
 
+// Four lanes, for batches of at most four and for gathers.
+template <typename T>
+struct FourOf {
+  static constexpr int kWidth = 4;
+  static constexpr int kMultiplies = 1;  // that start in one cycle
+  using Element = T;
+  struct Reg {
+    T lane[kWidth];
+  };
+
+  static SPARSEKERN_INLINE Reg zero() { return Reg{}; }
+  static SPARSEKERN_INLINE Reg broadcast(T value) { return {{value, value, value, value}}; }
+  static SPARSEKERN_INLINE Reg load(const T* p) { return {{p[0], p[1], p[2], p[3]}}; }
+  static SPARSEKERN_INLINE void store(T* p, const Reg& r) {
+    for (int i = 0; i < kWidth; ++i) p[i] = r.lane[i];
+  }
+  static SPARSEKERN_INLINE Reg gather(const T* x, const int32_t* col) {
+    return {{x[col[0]], x[col[1]], x[col[2]], x[col[3]]}};
+  }
+  static SPARSEKERN_INLINE Reg mul_add(const Reg& a, const Reg& b, const Reg& c) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
+    return r;
+  }
+  // c + a b in the first lane.
+  static SPARSEKERN_INLINE Reg mul_add_one(T a, T b, const Reg& c) {
+    Reg r = c;
+    r.lane[0] += a * b;
+    return r;
+  }
+  static SPARSEKERN_INLINE T sum(const Reg& r) {
+    return (r.lane[0] + r.lane[2]) + (r.lane[1] + r.lane[3]);
+  }
+};
+
 template <typename T>
 struct VecOf {
   static constexpr int kWidth = 8;
+  using Four = FourOf<T>;
+  using Eight = VecOf;
   static constexpr int kMultiplies = 1;  // that start in one cycle
   using Element = T;
   struct Reg {
@@ -112,6 +149,32 @@ struct VecOf {
     for (int i = 0; i < kWidth; ++i) r.lane[i] = square_root(a.lane[i]);
     return r;
   }
+  // The larger one; `b` if either is NaN.
+  static SPARSEKERN_INLINE Reg max(const Reg& a, const Reg& b) { return where_above(a, b, a, b); }
+  // `yes` where a > b, `no` elsewhere and for NaN.
+  static SPARSEKERN_INLINE Reg where_above(const Reg& a, const Reg& b, const Reg& yes,
+                                           const Reg& no) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = a.lane[i] > b.lane[i] ? yes.lane[i] : no.lane[i];
+    return r;
+  }
+  // `x` where y is above zero or NaN, zero elsewhere.
+  static SPARSEKERN_INLINE Reg gate(const Reg& x, const Reg& y) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = y.lane[i] <= T(0) ? T(0) : x.lane[i];
+    return r;
+  }
+  static constexpr bool kMathLibrary = true;  // exp and erfc, lane by lane
+  static SPARSEKERN_INLINE Reg exp(const Reg& a) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = exponential(a.lane[i]);
+    return r;
+  }
+  static SPARSEKERN_INLINE Reg erfc(const Reg& a) {
+    Reg r;
+    for (int i = 0; i < kWidth; ++i) r.lane[i] = error_complement(a.lane[i]);
+    return r;
+  }
   // Lane i is chosen where bit i of `word` is 1; higher bits do not matter.
   using Chosen = uint64_t;
   static SPARSEKERN_INLINE Chosen chosen(uint64_t word) { return word; }
@@ -140,6 +203,10 @@ struct VecOf {
  private:
   static SPARSEKERN_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
   static SPARSEKERN_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+  static SPARSEKERN_INLINE float exponential(float x) { return __builtin_expf(x); }
+  static SPARSEKERN_INLINE double exponential(double x) { return __builtin_exp(x); }
+  static SPARSEKERN_INLINE float error_complement(float x) { return __builtin_erfcf(x); }
+  static SPARSEKERN_INLINE double error_complement(double x) { return __builtin_erfc(x); }
 };
 
 }  // namespace sparsekern::scalar

@@ -54,6 +54,26 @@ def fits_on_cpu(
     return values.dim() == 1 and col.numel() == col_t.numel() == perm.numel() == nnz
 
 
+def check_numbers(
+    x: Tensor, values: Tensor, bias: Tensor | None, rows: int, shape: tuple[int, ...]
+) -> None:
+    """What every layer op asks of its numbers, beside the shape of ``x``; ``rows`` are those of the
+    weight, ``shape`` is that of ``values``."""
+    check_dtype(x, "x", ACTIVATION_DTYPES)
+    check_dtype(values, "values", VALUE_DTYPES)
+    if (x.dtype == torch.float64) != (values.dtype == torch.float64):
+        raise TypeError(
+            "Expected x and values to be float64 together or not at all. "
+            f"Got {x.dtype} and {values.dtype}."
+        )
+    check_device(x, "x", values.device, "values")
+    check_shape(values, "values", shape)
+    if bias is not None:
+        check_shape(bias, "bias", (rows,))
+        check_dtype(bias, "bias", (values.dtype,))
+        check_device(bias, "bias", values.device, "values")
+
+
 def check_operands(
     x: Tensor,
     values: Tensor,
@@ -63,22 +83,10 @@ def check_operands(
     index: dict[str, Tensor],
     block: tuple[int, ...] = (),
 ) -> None:
-    """What every layer op asks of its tensors, beside the shape of ``x``; ``matrix`` is the shape
-    of the weight as a matrix, ``block`` that of one entry of ``values``."""
-    check_dtype(x, "x", ACTIVATION_DTYPES)
-    check_dtype(values, "values", VALUE_DTYPES)
-    if (x.dtype == torch.float64) != (values.dtype == torch.float64):
-        raise TypeError(
-            "Expected x and values to be float64 together or not at all. "
-            f"Got {x.dtype} and {values.dtype}."
-        )
+    """:func:`check_numbers`, and the tensors of an index; ``matrix`` is the shape of the weight as
+    a matrix, ``block`` that of one entry of ``values``."""
     device, col = values.device, index["col"]
-    check_device(x, "x", device, "values")
-    check_shape(values, "values", (*col.shape, *block))
-    if bias is not None:
-        check_shape(bias, "bias", matrix[:1])
-        check_dtype(bias, "bias", (values.dtype,))
-        check_device(bias, "bias", device, "values")
+    check_numbers(x, values, bias, matrix[0], (*col.shape, *block))
     if probe is not None:
         check_shape(probe, "probe", matrix)
     # One comparison an index tensor: this runs in every forward and backward pass.

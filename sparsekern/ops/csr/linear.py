@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsekern._checks import as_rows, check_dtype, check_shape, check_tensor
+from sparsekern._checks import as_rows, check_device, check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
-from sparsekern.ops._define import Cost, Sample, Variant, define_op
-from sparsekern.ops.csr._checks import VALUE_DTYPES, check_operands, fits_on_cpu
-from sparsekern.ops.csr._samples import matrices
+from sparsekern.ops._activation import (
+    activate,
+    activation_gradient,
+    check_activation,
+    is_gelu,
+)
+from sparsekern.ops._define import Cost, Variant, define_op
+from sparsekern.ops.csr._checks import check_operands, fits_on_cpu
+from sparsekern.ops.csr._linears import backward_errors, backward_samples, errors, samples
 from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
-from sparsekern.ops.csr.index import CsrIndex, build_index, index_from_mask
+from sparsekern.ops.csr.index import CsrIndex, build_index
 
 _INDEX = (
     "Tensor crow, Tensor col, Tensor starts, "
@@ -25,29 +30,45 @@ _INDEX = (
 
 
 def _reference(
-    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None, *index: Tensor
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    *index: Tensor,
+    activation: str = "none",
 ) -> Tensor:
     """Plain torch, accumulated in the dtype of ``values``."""
     crow, col, *_ = index
     weight = to_dense_op.reference(values, crow, col, x.shape[-1])
     if probe is not None:
         weight = weight + probe
-    return F.linear(x.to(values.dtype), weight, bias).to(x.dtype)
+    return activate(F.linear(x.to(values.dtype), weight, bias), activation).to(x.dtype)
 
 
 def _dense(
-    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None, *index: Tensor
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    *index: Tensor,
+    activation: str = "none",
 ) -> Tensor:
     """Scatter into scratch, then torch's own dense kernels in the dtype of ``x``."""
     crow, col, *_ = index
     weight = to_dense(values, crow, col, x.shape[-1])
     if probe is not None:
         weight = weight + probe
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    z = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return activate(z, activation)
 
 
 def _check(
-    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None, *index: Tensor
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    *index: Tensor,
+    activation: str = "none",
 ) -> None:
     if not isinstance(x, Tensor) or not isinstance(values, Tensor):
         check_tensor(x, "x")
@@ -58,38 +79,55 @@ def _check(
         raise ValueError(
             f"Expected x to have {cols} features in its last dimension. Got shape {tuple(x.shape)}."
         )
+    check_activation(activation)
     if probe is not None or not fits_on_cpu(x, values, bias, index, rows):
         named = dict(zip(CsrIndex._fields, index, strict=True))
         check_operands(x, values, bias, probe, (rows, cols), named)
 
 
 def _fake(
-    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None, *index: Tensor
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    *index: Tensor,
+    activation: str = "none",
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], index[0].shape[0] - 1)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, values, _, probe, *index = inputs
-    ctx.save_for_backward(x, values, *index)
+    x, values, bias, probe, *index = inputs
+    ctx.activation = ctx.options.get("activation", "none")
+    y = output if ctx.activation == "relu" else None
+    ctx.save_for_backward(x, values, y, bias if is_gelu(ctx.activation) else None, *index)
     ctx.has_probe = probe is not None
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, *index = ctx.saved_tensors
+    x, values, y, bias, *index = ctx.saved_tensors
+    dtype = x.dtype
+    variant = ctx.options["variant"]
+    if is_gelu(ctx.activation):
+        # NOTE: :func:`linear` keeps what GELU is taken of, where gradients are wanted; it is
+        # multiplied again only for those who call the op itself.
+        x = x.to(values.dtype)  # 16 bits would be rounded twice
+        z = linear_op.without_gradient(x, values, bias, None, *index, variant=variant)
+        grad = activation_gradient(grad.to(values.dtype), ctx.activation, z)
     needs_x, needs_values, needs_bias, needs_probe, *_ = ctx.needs_input_grad
     dense_grad = None
     if ctx.has_probe and needs_probe:
+        grad, y = _gated(grad, y), None
         # NOTE: with the dense gradient at hand the kept part is gathered, not computed again.
         dense_grad = as_rows(grad).to(values.dtype).t() @ as_rows(x).to(values.dtype)
     mask = [needs_x, needs_values and dense_grad is None, needs_bias]
     dx, dvalues, dbias = linear_backward_op.without_gradient(
-        grad, x, values, *index, mask, variant=ctx.options["variant"]
+        grad, x, values, y, *index, mask, variant=variant
     )
     if needs_values and dense_grad is not None:
         dvalues = gather(dense_grad, index[0], index[1])
     gradients = (
-        dx if needs_x else None,
+        dx.to(dtype) if needs_x else None,
         dvalues if needs_values else None,
         dbias if needs_bias else None,
         dense_grad,
@@ -97,10 +135,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *gradients, *(None for _ in index)
 
 
+def _gated(grad: Tensor, y: Tensor | None) -> Tensor:
+    """The gradient of a ReLU's input from its output; as in torch, NaN lets it through."""
+    return grad if y is None else grad.masked_fill(y <= 0, 0)
+
+
 def _backward_reference(
-    grad: Tensor, x: Tensor, values: Tensor, *rest: Any
+    grad: Tensor, x: Tensor, values: Tensor, y: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     crow, col, *_, output_mask = rest
+    grad = _gated(grad, y)
     weight = to_dense_op.reference(values, crow, col, x.shape[-1])
     flat_grad = as_rows(grad).to(values.dtype)
     flat_x = as_rows(x).to(values.dtype)
@@ -111,17 +155,21 @@ def _backward_reference(
     return dx, dvalues, dbias
 
 
-def _check_backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> None:
+def _check_backward(grad: Tensor, x: Tensor, values: Tensor, y: Tensor | None, *rest: Any) -> None:
     *index, output_mask = rest
     _check(x, values, None, None, *index)
     check_shape(grad, "grad", (*x.shape[:-1], index[0].shape[0] - 1))
     check_dtype(grad, "grad", (x.dtype,))
+    if y is not None:
+        check_shape(y, "y", tuple(grad.shape))
+        check_dtype(y, "y", (x.dtype,))
+        check_device(y, "y", x.device, "x")
     if len(output_mask) != 3:
         raise ValueError(f"Expected output_mask to have 3 entries. Got {len(output_mask)}.")
 
 
 def _fake_backward(
-    grad: Tensor, x: Tensor, values: Tensor, *rest: Any
+    grad: Tensor, x: Tensor, values: Tensor, y: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *index, output_mask = rest
     return (
@@ -133,7 +181,7 @@ def _fake_backward(
     )
 
 
-def _supports_panel(*args: Any) -> str | None:
+def _supports_panel(*args: Any, activation: str = "none") -> str | None:
     if not native.loaded:
         return f"the native library is not loaded: {native.reason}"
     values = args[1] if args[1].ndim == 1 else args[2]
@@ -142,100 +190,8 @@ def _supports_panel(*args: Any) -> str | None:
     return None
 
 
-def _select(x: Tensor, *rest: Any) -> str:
+def _select(x: Tensor, *rest: Any, activation: str = "none") -> str:
     return "panel" if native.loaded and x.device.type == "cpu" else "reference"
-
-
-def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    value_dtype = dtype if dtype in VALUE_DTYPES else torch.float32
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    def arguments(mask: Tensor, *batch: int, bias: bool = True) -> tuple[Any, ...]:
-        index = index_from_mask(mask.to(device))
-        return (
-            randn(*batch, mask.shape[1]).to(device, dtype),
-            randn(index.nnz).to(device, value_dtype),
-            randn(mask.shape[0]).to(device, value_dtype) if bias else None,
-            None,
-            *index,
-        )
-
-    for name, mask in matrices():
-        yield Sample(arguments(mask, 5), name, small=mask.numel() < 100)
-    masks = dict(matrices())
-    for batch in (0, 1, 16, 17, 33, 64, 65, 130):
-        yield Sample(arguments(masks["typical"], batch), f"batch_{batch}")
-    for name in ("off_tiles", "one_row", "empty", "no_rows", "no_columns"):
-        yield Sample(arguments(masks[name], 1), f"{name}_batch_1")
-    for batch in (7, 100):
-        yield Sample(arguments(masks["off_tiles"], batch), f"off_tiles_batch_{batch}")
-    yield Sample(arguments(masks["off_tiles"], 3, 7), "leading_dimensions")
-    yield Sample(arguments(masks["typical"]), "one_vector")
-    yield Sample(arguments(masks["typical"], 9, bias=False), "no_bias")
-    x, *rest = arguments(masks["typical"], 12)
-    yield Sample((x[::2], *rest), "strided_rows")
-    yield Sample((x.t().contiguous().t(), *rest), "strided_columns")
-    yield Sample((x[1:].reshape(-1)[3:][: 10 * 160].view(10, 160), *rest), "offset")
-    x, values, bias, _, *index = arguments(masks["tiny"], 6)
-    probe = torch.zeros((), device=device, dtype=value_dtype).expand(masks["tiny"].shape)
-    yield Sample((x, values, bias, probe, *index), "probe", small=True, promise=True)
-
-
-def _backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for sample in _samples(device, dtype):
-        x, values, bias, _, *index = sample.args
-        rows = index[0].shape[0] - 1
-        grad = torch.linspace(-1, 1, math.prod(x.shape[:-1]) * rows, device=device)
-        grad = grad.sin().view(*x.shape[:-1], rows).to(dtype)
-        mask = [True, True, bias is not None]
-        yield Sample((grad, x, values, *index, mask), sample.id, small=sample.small)
-        if sample.id == "typical":
-            for i in range(3):
-                only = [i == j for j in range(3)]
-                yield Sample((grad, x, values, *index, only), f"only_{i}")
-            strided = grad.t().contiguous().t()
-            yield Sample((strided, x, values, *index, mask), "strided_grad")
-            expanded = grad[:1].expand(grad.shape)
-            yield Sample((expanded, x, values, *index, mask), "expanded_grad")
-
-
-def _arguments() -> tuple[Any, ...]:
-    index = index_from_mask(torch.eye(3, dtype=torch.bool))
-    return torch.zeros(2, 3), torch.zeros(3), torch.zeros(3), None, *index
-
-
-def _errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
-    x, values, bias, probe, *index = _arguments()
-    yield (None, values, bias, probe, *index), TypeError, "Expected x to be a tensor"
-    yield (x[:, :2], values, bias, probe, *index), ValueError, "Expected x to have 3 features"
-    yield (x.long(), values, bias, probe, *index), TypeError, "Expected x to have dtype"
-    yield (
-        (x.double(), values, bias, probe, *index),
-        TypeError,
-        "Expected x and values to be float64",
-    )
-    yield (x, values.half(), bias, probe, *index), TypeError, "Expected values to have dtype"
-    yield (x, values[:2], bias, probe, *index), ValueError, "Expected values to have shape"
-    yield (x, values, bias[:2], probe, *index), ValueError, "Expected bias to have shape"
-    yield (x, values, bias.double(), probe, *index), TypeError, "Expected bias to have dtype"
-    yield (x, values, bias, torch.zeros(3), *index), ValueError, "Expected probe to have shape"
-    wrong = [index[0], index[1].long(), *index[2:]]
-    yield (x, values, bias, probe, *wrong), TypeError, "Expected col to have dtype torch.int32"
-    short = [*index[:5], index[5][:1], index[6]]
-    yield (x, values, bias, probe, *short), ValueError, "Expected col, col_t and perm to have 3"
-    meta = x.to("meta")
-    yield (meta, values, bias, probe, *index), ValueError, "Expected x to be on cpu like values"
-
-
-def _backward_errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
-    x, values, _, _, *index = _arguments()
-    grad, mask = torch.zeros(2, 3), [True, True, True]
-    yield (grad[:1], x, values, *index, mask), ValueError, "Expected grad to have shape"
-    yield (grad.double(), x, values, *index, mask), TypeError, "Expected grad to have dtype"
-    yield (grad, x, values, *index, [True]), ValueError, "Expected output_mask to have 3 entries"
 
 
 def _bytes(x: Tensor, index: tuple[Tensor, ...]) -> tuple[int, int, int]:
@@ -245,26 +201,32 @@ def _bytes(x: Tensor, index: tuple[Tensor, ...]) -> tuple[int, int, int]:
 
 
 def _cost(
-    x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None, *index: Tensor
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    *index: Tensor,
+    activation: str = "none",
 ) -> Cost:
     x_bytes, y_bytes, col_bytes = _bytes(x, index)
     flops = 2 * values.numel() * math.prod(x.shape[:-1])
     return Cost(flops, x_bytes + col_bytes + values.numel() * values.element_size(), y_bytes)
 
 
-def _backward_cost(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> Cost:
+def _backward_cost(grad: Tensor, x: Tensor, values: Tensor, y: Tensor | None, *rest: Any) -> Cost:
     *index, mask = rest
     x_bytes, y_bytes, col_bytes = _bytes(x, tuple(index))
+    grad_bytes = y_bytes if y is None else 2 * y_bytes
     value_bytes = values.numel() * values.element_size()
     products = int(mask[0]) + int(mask[1])
     flops = 2 * products * values.numel() * math.prod(x.shape[:-1])
     written = x_bytes * mask[0] + value_bytes * mask[1]
-    return Cost(flops, x_bytes + y_bytes + products * col_bytes + value_bytes, written)
+    return Cost(flops, x_bytes + grad_bytes + products * col_bytes + value_bytes, written)
 
 
 linear_backward_op = define_op(
-    f"csr_linear_backward(Tensor grad, Tensor x, Tensor values, {_INDEX}, bool[3] output_mask, *, "
-    "str variant='auto') -> (Tensor, Tensor, Tensor)",
+    f"csr_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor? y, {_INDEX}, "
+    "bool[3] output_mask, *, str variant='auto') -> (Tensor, Tensor, Tensor)",
     reference=_backward_reference,
     check=_check_backward,
     fake=_fake_backward,
@@ -272,14 +234,14 @@ linear_backward_op = define_op(
     backward="second derivatives are not computed; use sparsekern.densify(model) for them.",
     variants=(Variant("panel", _supports_panel),),
     select=_select,
-    samples=_backward_samples,
-    errors=_backward_errors,
+    samples=backward_samples,
+    errors=backward_errors,
     cost=_backward_cost,
 )
 
 linear_op = define_op(
     f"csr_linear(Tensor x, Tensor values, Tensor? bias, Tensor? probe, {_INDEX}, *, "
-    "str variant='auto') -> Tensor",
+    "str activation='none', str variant='auto') -> Tensor",
     reference=_reference,
     check=_check,
     fake=_fake,
@@ -287,11 +249,11 @@ linear_op = define_op(
     backward=_backward,
     variants=(
         Variant("panel", _supports_panel),
-        Variant("dense", lambda *_: None, _dense),
+        Variant("dense", lambda *_, **__: None, _dense),
     ),
     select=_select,
-    samples=_samples,
-    errors=_errors,
+    samples=samples,
+    errors=errors,
     cost=_cost,
 )
 
@@ -303,9 +265,11 @@ def linear(
     bias: Tensor | None = None,
     *,
     probe: Tensor | None = None,
+    activation: str = "none",
     variant: str = "auto",
 ) -> Tensor:
-    """``y = x W^T + bias`` with ``W[r, col[j]] = values[j]`` for the entries ``j`` of row ``r``.
+    """``y = activation(x W^T + bias)`` with ``W[r, col[j]] = values[j]`` for entries ``j`` of row
+    ``r``.
 
     Args:
         x: ``[..., I]`` float32, float64, bfloat16 or float16, any strides.
@@ -314,6 +278,9 @@ def linear(
         index: of the ``[O, I]`` matrix, from :func:`build_index`.
         bias: ``[O]``, or None.
         probe: ``[O, I]`` zeros (stride 0) whose gradient is the dense gradient of ``W``, or None.
+        activation: "none", "relu", "gelu" or "gelu_tanh" (as in :func:`torch.nn.functional.gelu`),
+            applied before outputs are stored; GELU only where no gradient is wanted, since its
+            gradient needs what it is taken of, else by torch on the stored outputs.
         variant: "auto", or one of: "panel" (native CPU), "dense" (scatter into scratch and torch's
             dense kernels), "reference".
 
@@ -321,7 +288,8 @@ def linear(
         ``[..., O]`` of the dtype of ``x``, accumulated in the dtype of ``values``.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or devices that do not fit; an unknown variant.
+        TypeError, ValueError: shapes, dtypes or devices that do not fit; an unknown activation or
+            variant.
         NotImplementedError: a variant that cannot run here, with the reason; second derivatives.
 
     Gradients: of ``x``, ``values`` (float32 for 16-bit ``x``), ``bias`` and ``probe``.
@@ -334,7 +302,17 @@ def linear(
         values = values.float()
     if bias is not None and bias.dtype != values.dtype:
         bias = bias.to(values.dtype)
-    return linear_op(x, values, bias, probe, *index, variant=variant)
+    if is_gelu(activation) and _wants_gradient(x, values, bias, probe):
+        return activate(linear_op(x, values, bias, probe, *index, variant=variant), activation)
+    return linear_op(x, values, bias, probe, *index, activation=activation, variant=variant)
+
+
+def _wants_gradient(x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    if values.requires_grad or x.requires_grad:
+        return True
+    return any(t is not None and t.requires_grad for t in (bias, probe))
 
 
 __all__ = ["CsrIndex", "build_index", "linear", "linear_backward_op", "linear_op"]

@@ -4,6 +4,7 @@ from sparsekern.ops.mask.bits import apply_, count, pack_bits, unpack_bits
 from sparsekern.ops.mask.conv2d import conv2d
 from sparsekern.ops.mask.linear import linear
 from sparsekern.ops.mask.topk import topk, topk_bits
+from sparsekern.ops.mask.topk_rows import topk_rows
 
 __all__ = [
     "apply_",
@@ -13,5 +14,6 @@ __all__ = [
     "pack_bits",
     "topk",
     "topk_bits",
+    "topk_rows",
     "unpack_bits",
 ]

@@ -34,6 +34,10 @@ class RigL(Method):
     noise of 1e-5 (which lets an active weight below it lose to an inactive one); there is no update
     at step 0; the step counter advances on updates, so schedules count them (theirs stand still);
     the cosine is zero from ``end`` on.
+
+    With ``pattern=FanIn()`` this is SRigL (Lasby et al., Dynamic Sparse Training with Structured
+    Sparsity, 2024, section 3) without the ablation of neurons: an output that loses all its weights
+    grows as many others.
     """
 
     name: ClassVar[str] = "rigl"

@@ -36,7 +36,8 @@ class SET(Method):
     Differences from the authors' code: the routine called SET in several repositories keeps only
     the most negative weights; here negative weights are treated as the paper says. Just-dropped
     positions are not grown again in the same update. Blocks have no sign: those of
-    smallest ``sum |w|`` are dropped.
+    smallest ``sum |w|`` are dropped. With ``FanIn()``, an output that has lost more weights than it
+    has other positions gets some of them back.
     """
 
     name: ClassVar[str] = "set"

@@ -31,6 +31,26 @@ def test_topk_bits_by_hand() -> None:
     assert mask_ops.count(scores > 1) == 6
 
 
+def test_topk_rows_by_hand() -> None:
+    """Each row for itself; ties go to the first, NaN is last."""
+    nan = float("nan")
+    scores = torch.tensor([[1.0, 3, 3, 2], [nan, -1, 0, -0.0]])
+    kept = mask_ops.topk_rows(scores, 2)
+    assert kept.int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 1]]
+    kept = mask_ops.topk_rows(scores, torch.tensor([1, 4]))
+    assert kept.int().tolist() == [[0, 1, 0, 0], [1, 1, 1, 1]]
+    kept = mask_ops.topk_rows(scores, 1, scores < 3)
+    assert kept.int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 0]]
+
+
+def test_topk_rows_of_a_convolution() -> None:
+    scores, among = torch.randn(4, 3, 2, 2), torch.rand(4, 3, 2, 2) < 0.9
+    kept = mask_ops.topk_rows(scores, 5, among)
+    right = mask_ops.topk_rows(scores.flatten(1), 5, among.flatten(1))
+    assert torch.equal(kept.flatten(1), right)
+    assert (right.sum(1) == 5).all()
+
+
 @pytest.mark.parametrize("k", [0, 1, 12_345, 99_999, 100_000])
 def test_topk_counts_exactly(k: int) -> None:
     scores = torch.randint(0, 5, (100_000,)).float()
