@@ -110,15 +110,19 @@ class Network:
         """
         for name, layer in sparse_layers(self.model).items():
             prefix = f"{name}.format."
-            if prefix + "crow" in state and layer.format.name == "masked":
+            if prefix + "col" in state and layer.format.name == "masked":
                 layer.format.set_mask(_compact_mask(state, prefix, tuple(layer.format.shape)))
         self.compact()
 
 
 def _compact_mask(state: dict[str, Tensor], prefix: str, shape: tuple[int, ...]) -> Tensor:
-    """The mask of a csr or bsr weight of that shape in a model's state."""
-    crow, col, block = state[prefix + "crow"], state[prefix + "col"], state.get(prefix + "block")
+    """The mask of a compact weight of that shape in a model's state."""
+    col, block = state[prefix + "col"], state.get(prefix + "block")
     columns = math.prod(shape[1:])
+    if col.ndim == 2:  # rows of one length, condensed
+        mask = torch.zeros(shape[0], columns, dtype=torch.bool)
+        return mask.scatter_(1, col.long(), True).view(shape)
+    crow = state[prefix + "crow"]
     if block is None:
         return csr.to_dense(torch.ones(col.shape, dtype=torch.bool), crow, col, columns).view(shape)
     height, width = block.tolist()

@@ -47,8 +47,8 @@ class Recipe(BaseModel):
         name: of the recipe, and of its runs' folder.
         description: one line, for ``sparsekern recipes``.
         data, model, method, optimizer, learning_rate: registered dataclasses (in a file: their
-            ``name`` and options; a method's ``pattern`` is ``unstructured`` or
-            ``{block: [height, width]}``).
+            ``name`` and options; a method's ``pattern`` is ``unstructured``,
+            ``fan_in`` or ``{block: [height, width]}``).
         batch_size: samples of a training step.
         epochs: passes over the training data.
         seed: of the first training; weights, masks and batches follow from it.

@@ -1,4 +1,4 @@
-"""A recipe's ``pattern``: ``unstructured``, or a name with its sizes, ``{block: [16, 16]}``."""
+"""A recipe's ``pattern``: a name, ``fan_in``, or one with its sizes, ``{block: [16, 16]}``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 
 from sparsekern._registry import Registry
-from sparsekern.patterns import Block, Pattern, Unstructured
+from sparsekern.patterns import Block, FanIn, Pattern, Unstructured
 from sparsekern.train.recipe_errors import dotted, shown, within
 
 PATTERNS: Registry[type[Pattern]] = Registry("pattern")
 PATTERNS.add("unstructured", Unstructured)
 PATTERNS.add("block", Block)
+PATTERNS.add("fan_in", FanIn)
 
 
 def read_pattern(value: Any) -> Pattern:

@@ -32,6 +32,7 @@ FOLLOWED = {
     "bsr_linear_backward": ALL,
     "bsr_conv2d": ("crow", "col"),
     "bsr_conv2d_backward": ALL,
+    "condensed_linear": ("col",),
 }
 BATCHES = (1, 5, 70)
 
@@ -51,6 +52,12 @@ class Call:
         self.op = OPS[name].overload
         self.options: dict[str, Any] = {}
         block = (4, 8) if family == "bsr" else ()
+        self.backward = name.endswith("_backward")
+        if family == "condensed":
+            self.index = {"col": torch.arange(40).view(8, 5).int() * 2}
+            self.first = (torch.ones(batch, 90), torch.ones(40), None)
+            self.last = (90,)
+            return
         if kind == "linear":
             kept = _mask(40, 300)
             self.index = (csr if family == "csr" else bsr).index_from_mask(kept)._asdict()
@@ -65,13 +72,14 @@ class Call:
             x = torch.ones(batch, 6 * (block[1] if block else 1), 7, 9)
             y = torch.ones(batch, 12 * (block[0] if block else 1), 7, 9)
         values = torch.ones(int(kept.sum()), *block)
-        self.backward = name.endswith("_backward")
+        self.last = ([True] * 3,) if self.backward else ()
         self.first = (y, x, values) if self.backward else (x, values, None, None)
+        if name == "csr_linear_backward":
+            self.first = (*self.first, None)  # no activation
 
     def __call__(self, **changed: Tensor) -> list[Tensor]:
         index = {**self.index, **changed}
-        last = ([True] * 3,) if self.backward else ()
-        result = self.op(*self.first, *index.values(), *last, **self.options)
+        result = self.op(*self.first, *index.values(), *self.last, **self.options)
         return [result] if isinstance(result, Tensor) else list(result)
 
 
@@ -88,7 +96,7 @@ CASES = [
 @pytest.mark.parametrize(("op", "name", "way"), CASES)
 def test_broken(op: str, name: str, way: str, batch: int) -> None:
     call = Call(op, batch)
-    wrong = broken(call.index[name], ways(name)[way])
+    wrong = broken(call.index[name].flatten(), ways(name)[way]).view_as(call.index[name])
     with pytest.raises(RuntimeError, match=r"^Expected [^.]*\. Got [^.]*\.$"):
         call(**{name: wrong})
 
@@ -108,10 +116,11 @@ def test_anything_anywhere(op: str) -> None:
     refused = 0
     for _ in range(300):
         name = FOLLOWED[op][int(torch.randint(len(FOLLOWED[op]), (), generator=generator))]
-        wrong = call.index[name].clone()
+        wrong = call.index[name].clone().flatten()
         at = torch.randint(wrong.numel(), (), generator=generator)
         step = int(torch.randint(-3, 4, (), generator=generator))
         wrong[at] = (int(wrong[at]) + step, -HUGE - 1, HUGE, int(wrong[-1]), step)[abs(step)]
+        wrong = wrong.view_as(call.index[name])
         outcome = _attempt(lambda changed={name: wrong}: call(**changed))
         if isinstance(outcome, str):
             assert outcome.startswith("Expected ")

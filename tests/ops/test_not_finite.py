@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekern._extension import native
-from sparsekern.ops import bsr, csr, mask, update
+from sparsekern.ops import bsr, condensed, csr, mask, update
 
 pytestmark = pytest.mark.skipif(not native.loaded, reason="plain torch multiplies dropped zeros")
 ODD = (math.nan, math.inf, -math.inf)
@@ -85,6 +85,19 @@ def test_blocks(where: str, batch: int, block: tuple[int, int], odd: float) -> N
     y = bsr.linear(plain, values, index)
     for got in (y, *torch.autograd.grad(y, (plain, values), torch.ones_like(y))):
         assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("batch", [1, 3, 7, 16, 20])
+def test_constant_fan_in(batch: int, odd: float) -> None:
+    kept = torch.zeros(90, 40, dtype=torch.bool)
+    kept.scatter_(1, torch.rand(90, 40).argsort(1)[:, :7], True)
+    col = kept.nonzero()[:, 1].view(-1, 7).int()
+    values, x = torch.rand(col.numel()) + 0.5, torch.randn(batch, 40)
+    x[-1, 2] = odd
+    dense = torch.zeros(kept.shape).masked_scatter(kept, values)
+    right = (x[:, None] * dense).masked_fill(~kept, 0).sum(2)
+    check(condensed.linear(x, values, col, 40), right)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -118,12 +118,15 @@ def test_interrupted_equals_uninterrupted(
     assert network.compacted == (method == "gmp")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "format"), [("block: [8, 16]", "bsr"), ("fan_in: []", "condensed")]
+)
 @pytest.mark.parametrize("method", ["rigl", "gmp"])
-def test_interrupted_equals_uninterrupted_on_blocks(
-    tiny: Callable[..., Recipe], tmp_path: Path, method: str
+def test_interrupted_equals_uninterrupted_with_a_pattern(
+    tiny: Callable[..., Recipe], tmp_path: Path, method: str, pattern: str, format: str
 ):
-    """GMP has become compact blocks at the last two stops."""
-    recipe = tiny(method, "method.pattern.block=[8, 16]")
+    """GMP has become compact at the last two stops."""
+    recipe = tiny(method, f"method.pattern={{{pattern}}}", "exclude=[output]")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder, stops in ((whole, [0]), (cut, [6, 10, 11, 0])):
         folder.mkdir()
@@ -132,9 +135,8 @@ def test_interrupted_equals_uninterrupted_on_blocks(
     assert_same_training(whole / "checkpoints", cut / "checkpoints")
     for name in ("hidden0", "hidden1"):
         layer = network.model.get_submodule(name)
-        assert layer.format.name == "bsr"
-        assert layer.format.block_shape == (8, 16)
-    assert network.model.get_submodule("output").weight.ndim == 2  # 10 rows: dense
+        assert layer.format.name == format
+        assert layer.format.pattern == recipe.method.pattern
 
 
 def test_a_finished_training_is_not_repeated(tiny: Callable[..., Recipe], tmp_path: Path):

@@ -115,11 +115,11 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
   check_int32(col, "col", out * fan_in);
   if (bias) check_values<T>(*bias, "bias", out);
   const auto* columns = static_cast<const int32_t*>(col.data_ptr());
-#if defined(SPARSEKERN_DEBUG)
-  for (int64_t j = 0; j < out * fan_in; ++j)
-    SPARSEKERN_CHECK(0 <= columns[j] && columns[j] < in_features, "Expected column ", j,
-                     " to be in [0, ", in_features, "). Got ", columns[j], ".");
-#endif
+  for (int64_t r = 0; is_debugging() && r < out; ++r)
+    SPARSEKERN_CHECK(
+        columns_rise(columns, int32_t(r * fan_in), int32_t((r + 1) * fan_in), in_features),
+        "Expected col to rise within each row, from 0 to below ", in_features,
+        ". Got columns of row ", r, " that do not.");
   Tensor y = empty_with_features(x, out);
   const CondensedRows<T> matrix{columns, static_cast<const T*>(values.data_ptr()), out, fan_in};
   const T* b = bias ? static_cast<const T*>(bias->data_ptr()) : nullptr;

@@ -96,7 +96,8 @@ class ImageOutput {
   const PixelTarget& target() const { return target_; }
   int64_t numel() const { return tensor_.numel(); }
   void clear() const {
-    std::memset(tensor_.mutable_data_ptr(), 0, size_t(numel()) * size_t(tensor_.element_size()));
+    if (numel() > 0)
+      std::memset(tensor_.mutable_data_ptr(), 0, size_t(numel()) * size_t(tensor_.element_size()));
   }
   Tensor finished() const {
     return tensor_.scalar_type() == dtype_ ? tensor_ : torch::stable::to(tensor_, dtype_);
