@@ -1,5 +1,5 @@
-// Formula    y[n, o, i, j] = bias[o] + sum W[o, c, ky, kx] x[n, c, i s - p + ky d, j s - p + kx d],
-//            W in compressed rows [O, C / groups * kh * kw].
+// Formula    y[n, o, i, j] = activation(bias[o] + sum W[o, c, ky, kx]
+//                                                  x[n, c, i s - p + ky d, j s - p + kx d]), W in compressed rows [O, C / groups * kh * kw].
 // Mapping    a task is a tile: a patch of at most 128 output pixels, packed once and multiplied with
 //            all rows by one thread in its own cache. NCHW stays as it is.
 // Tile       128 pixels by a block of rows: sums wait in scratch from panel to panel of channels, the
@@ -20,7 +20,8 @@ namespace {
 
 template <typename T>
 Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
-               const Tensor& crow, const Tensor& col, const ConvShape& shape) {
+               const Tensor& crow, const Tensor& col, const ConvShape& shape,
+               Activation activation) {
   check_values<T>(values, "values", col.numel());
   check_int32(crow, "crow", shape.out_channels + 1);
   check_int32(col, "col", col.numel());
@@ -46,7 +47,7 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
                                 shape.out_height * shape.out_width,
                                 {shape.out_width, 1}};
     convolve(shape.forward(), kernel, static_cast<const T*>(in.data_ptr()),
-             bias ? static_cast<const T*>(bias->data_ptr()) : nullptr, target);
+             bias ? static_cast<const T*>(bias->data_ptr()) : nullptr, activation, target);
   }
   return x.scalar_type() == scalar_type<T>() ? y : torch::stable::to(y, x.scalar_type());
 }
@@ -55,14 +56,14 @@ Tensor csr_conv2d_cpu(Tensor x, Tensor values, std::optional<Tensor> bias, std::
                       Tensor crow, Tensor col, Tensor, Tensor, Tensor,
                       std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
                       std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-                      std::string variant) {
+                      std::string activation, std::string variant) {
   SPARSEKERN_CHECK(variant == "patch" || variant == "auto",
                    "Expected variant to be 'patch' in native CPU code. Got '", variant, "'.");
   dtype_of(x, "x");
   const ConvShape shape(x, crow.numel() - 1, kernel_size, stride, padding, dilation, groups);
   if (values.scalar_type() == ScalarType::Double)
-    return forward<double>(x, values, bias, crow, col, shape);
-  return forward<float>(x, values, bias, crow, col, shape);
+    return forward<double>(x, values, bias, crow, col, shape, activation_of(activation));
+  return forward<float>(x, values, bias, crow, col, shape, activation_of(activation));
 }
 
 }  // namespace

@@ -217,7 +217,8 @@ void gradients(const ConvShape& s, const SparseKernel<T>& kernel, const T* grad,
         pixels.size = {1, view.out_width};
       }
       if (dvalues == nullptr) {
-        convolve(view, kernel, grad, static_cast<const T*>(nullptr), pixels.of(dx));
+        convolve(view, kernel, grad, static_cast<const T*>(nullptr), Activation::kNone,
+                 pixels.of(dx));
       } else {
         Gradients<T>(view, kernel, pixels, grad, x, dx, dvalues).run();
       }
