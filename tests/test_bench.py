@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -148,11 +149,10 @@ def test_block_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_activation_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = ((2, 32, 64), (40, 32, 64))
-    monkeypatch.setattr(activation, "SHAPES", shapes)
-    x = torch.randn(2, 32)
-    for name in activation.ACTIVATIONS:
-        models = activation.contenders(activation.Case(2, 32, 64, 0.1), name)
+    monkeypatch.setattr(activation, "LINEAR", ((2, 32, 64),))
+    monkeypatch.setattr(activation, "CONV2D", ((40, 16, 4, 3),))
+    for name, case in itertools.product(activation.ACTIVATIONS, activation.cases()):
+        models, x = activation.contenders(case, name), case.input()
         assert type(models[name]) is nn.Sequential
         assert type(models[f"{name}_fused"]) is FusedSequential
         torch.testing.assert_close(models[name](x), models[f"{name}_fused"](x))
@@ -160,7 +160,7 @@ def test_activation_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     activation.run(recorder, Console(quiet=True), 0.0)
     rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
     assert len(rows) == 3 * 3 * 4 * 3  # densities, passes, activations, contenders
-    assert {row["pass"] for row in rows if row["shape"][0] == 2} == {"forward"}
+    assert {row["pass"] for row in rows if row["op"] == "linear"} == {"forward"}
     two_calls = [row for row in rows if row["variant"] in ("none", *activation.ACTIVATIONS)]
     assert {row["speedup_over_two_calls"] for row in two_calls} == {1.0}
 

@@ -207,6 +207,12 @@ class SparseFormat(nn.Module, ABC):
     ) -> Tensor:
         """``y = conv2d(x, W) + bias`` for a weight of four dimensions; ``x`` ``[N, C, H, W]``."""
 
+    def activated_conv2d(
+        self, x: Tensor, bias: Tensor | None, activation: str, **geometry: Any
+    ) -> Tensor:
+        """``y = activation(conv2d(x, W) + bias)``, as for :meth:`activated_linear`."""
+        return activate(self.conv2d(x, bias, **geometry), activation)
+
     @property
     @abstractmethod
     def nnz(self) -> int:

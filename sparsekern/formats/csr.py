@@ -137,6 +137,11 @@ class CsrFormat(SparseFormat):
         )
 
     def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
+        return self.activated_conv2d(x, bias, "none", **geometry)
+
+    def activated_conv2d(
+        self, x: Tensor, bias: Tensor | None, activation: str, **geometry: Any
+    ) -> Tensor:
         return csr.conv2d(
             x,
             self.values,
@@ -144,6 +149,7 @@ class CsrFormat(SparseFormat):
             bias,
             kernel_size=self.shape[2:],
             probe=self._probe,
+            activation=activation,
             variant=self.variant,
             **geometry,
         )

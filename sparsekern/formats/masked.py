@@ -24,6 +24,8 @@ from sparsekern.ops._activation import activate
 from sparsekern.ops._geometry import output_size
 from sparsekern.ops.csr import CsrIndex
 
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
+
 
 class MaskedFormat(SparseFormat):
     """A dense master: the Parameter keeps the dense shape, so a mask may change in any way.
@@ -132,24 +134,28 @@ class MaskedFormat(SparseFormat):
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
     ) -> Tensor:
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        return self.activated_conv2d(x, bias, "none", **geometry)
+
+    def activated_conv2d(
+        self, x: Tensor, bias: Tensor | None, activation: str, **geometry: Any
+    ) -> Tensor:
+        stride, padding, dilation, groups = (geometry[name] for name in _GEOMETRY)
         weight = self.weight
         taps = self.shape[2:]
         plain = self._may_be_plain(x, bias) and x.ndim == 4
         if plain and x.shape[1] == weight.shape[1] * groups:
             high, wide = output_size(x.shape[2:], taps, stride, padding, dilation)
             if min(high, wide) > 0 and self._is_dense_at(x.shape[0], convolution=True):
-                return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-        geometry: dict[str, Any] = {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-        }
+                y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+                return activate(y, activation)
         index = self.index
         if index is None:
-            return mask_ops.conv2d(x, weight, self.bits, bias, probe=self._probe, **geometry)
+            y = mask_ops.conv2d(x, weight, self.bits, bias, probe=self._probe, **geometry)
+            return activate(y, activation)
         values = csr.gather(weight.flatten(1), index.crow, index.col)
-        return csr.conv2d(x, values, index, bias, kernel_size=taps, probe=self._probe, **geometry)
+        options: dict[str, Any] = {"probe": self._probe, "activation": activation, **geometry}
+        return csr.conv2d(x, values, index, bias, kernel_size=taps, **options)
 
     def _may_be_plain(self, x: Tensor, bias: Tensor | None) -> bool:
         """Whether torch's own layer of the masked weight gives all that is wanted: no gradients,

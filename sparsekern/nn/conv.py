@@ -172,21 +172,24 @@ class SparseConv2d(SparseLayer):
         conv.weight.requires_grad_(parameter.requires_grad)
         return conv.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        """``activation`` ("none", "relu", "gelu", "gelu_tanh") is what is applied to ``y``."""
         if x.ndim == 3:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+            return self.forward(x.unsqueeze(0), activation).squeeze(0)
         padding, around = self._padding()
         if around is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, around, mode)
-        return self.format.conv2d(
-            as_under_autocast(x),
-            self.bias,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        geometry: dict[str, Any] = {
+            "stride": self.stride,
+            "padding": padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+        if activation != "none":
+            x = as_under_autocast(x)
+            return self.format.activated_conv2d(x, self.bias, activation, **geometry)
+        return self.format.conv2d(as_under_autocast(x), self.bias, **geometry)
 
     def _padding(self) -> tuple[tuple[int, int], list[int] | None]:
         """Zeros on both sides, and what is padded first: left, right, top, bottom."""

@@ -44,7 +44,8 @@ class ExplanationRow:
     why: str
 
 
-FUSING = (("csr", "panel"), ("masked", "csr"))  # formats and variants that apply activations
+# formats and variants whose kernels apply activations themselves
+FUSING = (("csr", "panel"), ("csr", "patch"), ("masked", "csr"))
 
 _HEAD: tuple[str, ...] = (
     *("layer", "shape", "format", "variant", "density"),

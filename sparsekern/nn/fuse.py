@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from sparsekern._checks import check_model
+from sparsekern.nn.conv import SparseConv2d
 from sparsekern.nn.linear import SparseLinear
 
 _GELUS = {"none": "gelu", "tanh": "gelu_tanh"}  # torch's names of the approximations: the ops'
 
 
 class FusedSequential(nn.Sequential):
-    """A Sequential whose sparse linear layers apply the ReLU or GELU that follows them, which is
-    then passed over. :func:`fuse_activations` makes it.
+    """A Sequential whose sparse layers apply the ReLU or GELU that follows them, which is then
+    passed over. :func:`fuse_activations` makes it.
 
     What is fused is looked up in each call, so layers may be replaced and hooks registered at any
     time: a pair of which a module has hooks, or that is no pair any more, runs as it would in a
@@ -47,7 +48,7 @@ def activation_of(layer: nn.Module, following: nn.Module) -> str | None:
 
 
 def _name_of_pair(layer: nn.Module, following: nn.Module) -> str | None:
-    if type(layer) is not SparseLinear:
+    if type(layer) not in (SparseLinear, SparseConv2d):
         return None
     if type(following) is nn.ReLU:
         return "relu"
@@ -77,19 +78,19 @@ def fused_activations(model: nn.Module) -> dict[str, str]:
 
 
 def fuse_activations(model: nn.Module) -> list[str]:
-    """Lets each ``SparseLinear`` that stands before a ``ReLU`` or ``GELU`` in an ``nn.Sequential``
-    apply it, in place.
+    """Lets each ``SparseLinear`` and ``SparseConv2d`` that stands before a ``ReLU`` or ``GELU`` in
+    an ``nn.Sequential`` apply it, in place.
 
     A choice of execution, like a format's ``variant``: modules, their order and names, parameters,
     ``state_dict`` and what :func:`sparsekern.save` writes stay as they are; copies and pickles keep
     the choice, :func:`sparsekern.densify` gives plain torch, :func:`unfuse_activations` takes it
     back. The activation is applied before outputs are stored, and ReLU's gradient is taken while
-    that of the outputs is read. GELU is fused where no gradient is wanted. Formats and variants
-    that run other kernels apply the activation after them, as before.
+    that of a linear layer's outputs is read. GELU is fused where no gradient is wanted. Formats and
+    variants that run other kernels apply the activation after them, as before.
 
     Not fused: what a ``forward`` calls by hand (``F.relu(self.layer(x))``); subclasses of
     ``nn.Sequential``, ``ReLU`` and ``GELU``; layers that are still dense (call it again after
-    :func:`sparsekern.sparsify`); convolutions; modules with hooks, as long as they have them.
+    :func:`sparsekern.sparsify`); modules with hooks, as long as they have them.
 
     Args:
         model: any; where there is a pair, its ``nn.Sequential`` becomes a :class:`FusedSequential`.

@@ -39,3 +39,12 @@ def activation_gradient(grad: Tensor, activation: str, z: Tensor) -> Tensor:
 def is_gelu(activation: str) -> bool:
     """Whether the gradient needs the input, which a fused call does not keep."""
     return activation in _APPROXIMATE
+
+
+def wants_gradient(x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None) -> bool:
+    """Whether a call with these inputs is recorded for a backward pass."""
+    if not torch.is_grad_enabled():
+        return False
+    if values.requires_grad or x.requires_grad:
+        return True
+    return any(t is not None and t.requires_grad for t in (bias, probe))

@@ -51,6 +51,28 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
         return [model(x), y.detach(), *gradients]
 
 
+@pytest.mark.parametrize("format", ["csr", "bsr", "masked", "dense", "csr_of_a_dense_master"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_convolutions(activation: str, format: str) -> None:
+    stored = {"dense": "csr", "csr_of_a_dense_master": "masked"}.get(format, format)
+    conv = nn.Conv2d(8, 12, 3, padding=1, stride=2)
+    block_shape = (4, 4) if format == "bsr" else None
+    layer = sk.nn.SparseConv2d.from_dense(conv, 0.3, format=stored, block_shape=block_shape)
+    if format in ("dense", "csr_of_a_dense_master"):
+        layer.format.variant = "dense" if format == "dense" else "csr"
+    model = nn.Sequential(layer, ACTIVATIONS[activation](), nn.MaxPool2d(2))
+    x = torch.randn(3, 8, 19, 9)
+    before = [outputs(model, each) for each in (x, x.to(memory_format=torch.channels_last))]
+    assert sk.nn.fuse_activations(model) == ["0"]
+    after = [outputs(model, each) for each in (x, x.to(memory_format=torch.channels_last))]
+    for got, right in zip(after, before, strict=True):
+        for a, b in zip(got, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(x[0]), before[0][1][0], rtol=1e-5, atol=1e-5)
+    dense = sk.densify(model)
+    torch.testing.assert_close(dense(x), before[0][1], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch", [1, 5, 40])
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <string>
 #include <vector>
 
 #include "../../common/ceil_div.h"
@@ -79,6 +80,15 @@ inline Dtype dtype_of(const Tensor& t, const char* name) {
                        " to be float32, float64, bfloat16 or float16. Got another dtype.");
   }
   return Dtype::kFloat;
+}
+
+inline Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  SPARSEKERN_CHECK(name == "none", "Expected activation to be none, relu, gelu or gelu_tanh. Got '",
+                   name, "'.");
+  return Activation::kNone;
 }
 
 template <typename T>

@@ -1,4 +1,5 @@
-// Formula    y[n, o, i, j] = bias[o] + sum W[o, c, ky, kx] x[n, c, i s - p + ky d, j s - p + kx d],
+// Formula    y[n, o, i, j] = activation(bias[o]
+//                + sum W[o, c, ky, kx] x[n, c, i s - p + ky d, j s - p + kx d]),
 //            W in compressed rows [O, C / groups * kh * kw].
 // Mapping    a task is a tile: a patch of at most 128 output pixels, packed once and multiplied with
 //            all rows by one thread in its own cache. NCHW stays as it is.
@@ -20,7 +21,8 @@ namespace {
 
 template <typename T>
 Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
-               const Tensor& crow, const Tensor& col, const ConvShape& shape) {
+               const Tensor& crow, const Tensor& col, const ConvShape& shape,
+               Activation activation) {
   check_values<T>(values, "values", col.numel());
   check_int32(crow, "crow", shape.out_channels + 1);
   check_int32(col, "col", col.numel());
@@ -43,7 +45,7 @@ Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor
                                  shape.group_in(),
                                  false};
     convolve(shape.forward(), kernel, in, bias ? static_cast<const T*>(bias->data_ptr()) : nullptr,
-             y.target());
+             activation, y.target());
   }
   return y.finished();
 }
@@ -52,14 +54,14 @@ Tensor csr_conv2d_cpu(Tensor x, Tensor values, std::optional<Tensor> bias, std::
                       Tensor crow, Tensor col, Tensor, Tensor, Tensor,
                       std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
                       std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-                      std::string variant) {
+                      std::string activation, std::string variant) {
   SPARSEKERN_CHECK(variant == "patch" || variant == "auto",
                    "Expected variant to be 'patch' in native CPU code. Got '", variant, "'.");
   dtype_of(x, "x");
   const ConvShape shape(x, crow.numel() - 1, kernel_size, stride, padding, dilation, groups);
   if (values.scalar_type() == ScalarType::Double)
-    return forward<double>(x, values, bias, crow, col, shape);
-  return forward<float>(x, values, bias, crow, col, shape);
+    return forward<double>(x, values, bias, crow, col, shape, activation_of(activation));
+  return forward<float>(x, values, bias, crow, col, shape, activation_of(activation));
 }
 
 }  // namespace

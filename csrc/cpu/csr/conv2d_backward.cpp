@@ -225,7 +225,8 @@ void gradients(const ConvShape& s, const SparseKernel<T>& kernel, const Images<T
         pixels.size = {1, view.out_width};
       }
       if (dvalues == nullptr) {
-        convolve(view, kernel, grad, static_cast<const T*>(nullptr), pixels.of(dx->target()));
+        convolve(view, kernel, grad, static_cast<const T*>(nullptr), Activation::kNone,
+                 pixels.of(dx->target()));
       } else {
         const PixelTarget* target = dx != nullptr ? &dx->target() : nullptr;
         Gradients<T>(view, kernel, pixels, grad, x, target, dvalues).run();

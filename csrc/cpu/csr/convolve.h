@@ -85,7 +85,7 @@ inline int64_t tiles_of_a_run(const Patches& patches, int64_t threads) {
 // threads fill together. The bits do not depend on which.
 template <typename T>
 void convolve(const ConvView& view, const SparseKernel<T>& kernel, const Images<T>& in,
-              const T* bias, const PixelTarget& target) {
+              const T* bias, Activation activation, const PixelTarget& target) {
   ScratchFrame scratch;
   const Patches patches(view, kernel.nnz);
   const Walk<T> walk(kernel, patches, view.taps(), scratch);
@@ -100,10 +100,10 @@ void convolve(const ConvView& view, const SparseKernel<T>& kernel, const Images<
     const TileOutput<T> output(patches, target, tile, block * walk.row_block(),
                                outputs + slot * output_size);
     for (int64_t p = 0; p < walk.panels(); ++p)
-      kernels<T>().convolve(walk.cell(block, p), walk.values(), walk.offsets(), panel,
-                            patches.width(), output.before(p),
-                            bias != nullptr ? bias + block * walk.row_block() : nullptr,
-                            output.after(p, walk.panels()));
+      kernels<T>().convolve(
+          walk.cell(block, p), walk.values(), walk.offsets(), panel, patches.width(),
+          output.before(p), bias != nullptr ? bias + block * walk.row_block() : nullptr,
+          p == walk.panels() - 1 ? activation : Activation::kNone, output.after(p, walk.panels()));
     output.finish(std::min(walk.row_block(), walk.rows() - block * walk.row_block()));
   };
   const int64_t work = tiles * patches.width() * (walk.nnz() + view.channels + walk.rows());

@@ -80,15 +80,6 @@ void small_batch(const Rows& rows, const Matrix<T>& matrix, const int32_t* crow,
                  });
 }
 
-Activation activation_of(const std::string& name) {
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  SPARSEKERN_CHECK(name == "none", "Expected activation to be none, relu, gelu or gelu_tanh. Got '",
-                   name, "'.");
-  return Activation::kNone;
-}
-
 template <typename T>
 Tensor forward(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
                const Tensor& crow, const Tensor& col, const Tensor& starts, Activation activation) {

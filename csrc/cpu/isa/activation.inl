@@ -13,20 +13,18 @@ struct Activate {
   using T = typename V::Element;
   using Reg = typename V::Reg;
 
+  // Calls body(function), where function(x) is the activation of a vector; not at all for kNone.
+  template <typename Body>
+  static SPARSEKERN_INLINE void with(Activation activation, const Body& body) {
+    if (activation == Activation::kRelu) body([](Reg x) { return V::max(V::zero(), x); });
+    if (activation == Activation::kGelu) body([](Reg x) { return gelu(x); });
+    if (activation == Activation::kGeluTanh) body([](Reg x) { return gelu_tanh(x); });
+  }
+
   static void apply(Reg* r, int count, Activation activation) {
-    switch (activation) {
-      case Activation::kNone:
-        return;
-      case Activation::kRelu:
-        for (int i = 0; i < count; ++i) r[i] = V::max(V::zero(), r[i]);
-        return;
-      case Activation::kGelu:
-        for (int i = 0; i < count; ++i) r[i] = gelu(r[i]);
-        return;
-      case Activation::kGeluTanh:
-        for (int i = 0; i < count; ++i) r[i] = gelu_tanh(r[i]);
-        return;
-    }
+    with(activation, [&](auto function) {
+      for (int i = 0; i < count; ++i) r[i] = function(r[i]);
+    });
   }
 
  private:

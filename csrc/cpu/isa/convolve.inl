@@ -1,4 +1,4 @@
-// Formula    convolve: to[r][:] = from[r][:] + sum_j values[j] * panel[offsets[j]..][:];
+// Formula    convolve: to[r][:] = activation(from[r][:] + sum_j values[j] * panel[offsets[j]..][:]);
 //            dvalues:  gradient[j] (+)= sum_lanes rows[r][:] * panel[offsets[j]..][:];
 //            both:     the two of them from one walk, over row r's entries of one panel.
 // Mapping    row after row; a row's sums and the row of `rows` stay in registers while its entries
@@ -13,6 +13,7 @@
 // entry of 128 lanes, and 1.58 + 2.05 apart (Zen 5, 29 entries a row and panel). It needs 22
 // registers, so narrower instruction sets walk twice.
 #pragma once
+#include "activation.inl"
 #include "add_entry.inl"
 #include "prefetch.inl"
 
@@ -64,10 +65,11 @@ struct Convolve {
     for (int v = 0; v < NV; ++v) sum[v] = start;
   }
 
-  template <int NV>
+  // PERF: a body of its own without activation; with the branch, the same loop is 2 % slower.
+  template <int NV, bool kActivates>
   static void convolve_rows(const CellRows& cell, const T* values, const int32_t* offsets,
                             const T* panel, const TileRows<const T>& from, const T* bias,
-                            const TileRows<T>& to) {
+                            Activation activation, const TileRows<T>& to) {
     for (int64_t r = 0; r < cell.rows; ++r) {
       // SAFETY: the buffer of starts ends in kPrefetchRows spare elements (walk.h).
       prefetch_row(values, offsets, cell.starts[r + kPrefetchRows], cell.lines);
@@ -76,8 +78,26 @@ struct Convolve {
       const auto value = [&](int32_t j) { return values[j]; };
       const auto place = [&](int32_t j) { return panel + offsets[j]; };
       add_entries<V, NV>(cell.starts[r], cell.ends[r], value, place, sum);
+      if constexpr (kActivates) activate<NV>(activation, sum);
       store_row<NV>(to, r, sum);
     }
+  }
+
+  // PERF: `sum` lives in registers and must not be pointed to, so GELU, whose body is large, gets a
+  // copy. Applied to rows that are stored already, either costs twice as much.
+  template <int NV>
+  static SPARSEKERN_INLINE void activate(Activation activation, Reg* sum) {
+    if (activation == Activation::kRelu) {
+      SPARSEKERN_UNROLL(8)
+      for (int v = 0; v < NV; ++v) sum[v] = V::max(V::zero(), sum[v]);
+      return;
+    }
+    Reg copy[NV];
+    SPARSEKERN_UNROLL(8)
+    for (int v = 0; v < NV; ++v) copy[v] = sum[v];
+    Activate<V>::apply(copy, NV, activation);
+    SPARSEKERN_UNROLL(8)
+    for (int v = 0; v < NV; ++v) sum[v] = copy[v];
   }
 
   template <int NV>
@@ -181,10 +201,13 @@ struct Convolve {
 
   static void convolve(const CellRows& cell, const T* values, const int32_t* offsets,
                        const T* panel, int width, const TileRows<const T>& from, const T* bias,
-                       const TileRows<T>& to) {
+                       Activation activation, const TileRows<T>& to) {
     by_width(width, [&](auto vectors, int lane) {
-      convolve_rows<decltype(vectors)::kCount>(cell, values, offsets, panel + lane,
-                                               from_lane(from, lane), bias, from_lane(to, lane));
+      constexpr int NV = decltype(vectors)::kCount;
+      const auto rows =
+          activation == Activation::kNone ? convolve_rows<NV, false> : convolve_rows<NV, true>;
+      rows(cell, values, offsets, panel + lane, from_lane(from, lane), bias, activation,
+           from_lane(to, lane));
     });
   }
 
@@ -206,7 +229,7 @@ struct Convolve {
       });
     } else {
       dvalues(cell, offsets, panel, width, rows, accumulate, gradient);
-      convolve(cell, values, offsets, panel, width, from, nullptr, to);
+      convolve(cell, values, offsets, panel, width, from, nullptr, Activation::kNone, to);
     }
   }
 };

@@ -93,13 +93,15 @@ struct PanelKernels {
   void (*sddmm)(const CellRows& cell, const int32_t* col, const T* x_panel, const T* y_panel,
                 int width, bool accumulate, T* gradient);
   // On packed patches, where entry j's pixels are the `width` elements from panel + offsets[j] on:
-  // to[r][:] = from[r][:] + sum_j values[j] * pixels_j[:]; without `from`, from bias[r] or zero on.
+  // to[r][:] = activation(from[r][:] + sum_j values[j] * pixels_j[:]); without `from`, from bias[r] or
+  // zero on.
   void (*convolve)(const CellRows& cell, const T* values, const int32_t* offsets, const T* panel,
-                   int width, const TileRows<const T>& from, const T* bias, const TileRows<T>& to);
+                   int width, const TileRows<const T>& from, const T* bias, Activation activation,
+                   const TileRows<T>& to);
   // gradient[j] (+)= sum over lanes of rows[r][:] * pixels_j[:].
   void (*convolve_dvalues)(const CellRows& cell, const int32_t* offsets, const T* panel, int width,
                            const TileRows<const T>& rows, bool accumulate, T* gradient);
-  // convolve (without bias) and convolve_dvalues.
+  // convolve (without bias and activation) and convolve_dvalues.
   void (*convolve_both)(const CellRows& cell, const T* values, const int32_t* offsets,
                         const T* panel, int width, const TileRows<const T>& rows, bool accumulate,
                         T* gradient, const TileRows<const T>& from, const TileRows<T>& to);

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsekern.ops._activation import ACTIVATIONS
 from sparsekern.ops._define import Sample
 from sparsekern.ops._geometry import output_size
 from sparsekern.ops.csr._checks import VALUE_DTYPES
@@ -101,6 +102,10 @@ CONVOLUTIONS = (
 )
 
 
+# Of these, also with an activation: outputs written in place and through scratch, with ragged rows.
+ACTIVATED = ("tiny", "typical", "strided_wide", "small_images", "seven", "depthwise", "no_batch")
+
+
 def _output_shape(x: Tensor, crow: Tensor, **geometry: Any) -> tuple[int, ...]:
     sizes = (geometry[name] for name in ("kernel_size", "stride", "padding", "dilation"))
     return (x.shape[0], crow.shape[0] - 1, *output_size(x.shape[2:], *sizes))
@@ -117,12 +122,19 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         bias = torch.randn(case.out_channels, generator=generator).to(device, value_dtype)
         args: tuple[Any, ...] = (x, values, bias if case.bias else None, None, *index)
         yield Sample(args, case.name, case.geometry, small=case.small)
+        if case.name in ACTIVATED:
+            for name in ACTIVATIONS[1:]:
+                options = {**case.geometry, "activation": name}
+                yield Sample(args, f"{case.name}_{name}", options, small=case.name == "tiny")
         if case.small:
             columns = case.channels // case.groups * math.prod(case.kernel_size)
             zero = torch.zeros((), device=device, dtype=value_dtype)
             probe = zero.expand(case.out_channels, columns)
             args = (x, values, args[2], probe, *index)
             yield Sample(args, f"{case.name}_probe", case.geometry, small=True, promise=True)
+            for name in ACTIVATIONS[1:]:
+                options = {**case.geometry, "activation": name}
+                yield Sample(args, f"{case.name}_probe_{name}", options, promise=True)
         if case.name == "typical":
             turned = x.transpose(2, 3).contiguous().transpose(2, 3)
             yield Sample((turned, *args[1:]), "strided", case.geometry)
@@ -139,6 +151,8 @@ def _conv_index(case: Convolution, device: torch.device) -> tuple[Tensor, ...]:
 def backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     """Arguments of ``csr_conv2d_backward``."""
     for sample in samples(device, dtype):
+        if "activation" in sample.kwargs:
+            continue  # the same tensors again
         x, values, bias, _, *index = sample.args
         shape = _output_shape(x, index[0], **sample.kwargs)
         grad = torch.linspace(-1, 1.5, math.prod(shape), device=device).mul(7).sin()
@@ -174,6 +188,9 @@ def errors() -> Iterator[tuple[Any, type[Exception], str]]:
     yield with_(x, values[:2]), ValueError, "Expected values to have shape"
     yield with_(x, values, torch.zeros(5), None), ValueError, "Expected bias to have shape"
     yield with_(x, values, None, torch.zeros(3)), ValueError, "Expected probe to have shape"
+    for name in ("tanh", None):
+        sentence = f"Expected activation to be none, relu, gelu or gelu_tanh. Got {name!r}."
+        yield with_(activation=name), ValueError, sentence
     yield with_(groups=4), ValueError, "Expected groups to divide 6 output channels"
     yield with_(groups=2), ValueError, "Expected x to have 8 channels"
     for name, pair, least in (

@@ -12,6 +12,13 @@ from torch import Tensor
 
 from sparsekern._checks import check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
+from sparsekern.ops._activation import (
+    activate,
+    activation_gradient,
+    check_activation,
+    is_gelu,
+    wants_gradient,
+)
 from sparsekern.ops._define import Cost, Variant, define_op
 from sparsekern.ops._geometry import check_geometry, empty_images, memory_format, output_size
 from sparsekern.ops.csr import _convolutions as samples
@@ -23,7 +30,7 @@ from sparsekern.ops.csr.index import CsrIndex
 _INDEX = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor perm"
 _GEOMETRY = (
     "SymInt[2] kernel_size, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, "
-    "SymInt groups=1, str variant='auto'"
+    "SymInt groups=1"
 )
 _Pair = Sequence[int]
 
@@ -48,13 +55,14 @@ def _reference(
     padding: _Pair = (0, 0),
     dilation: _Pair = (1, 1),
     groups: int = 1,
+    activation: str = "none",
 ) -> Tensor:
     """Plain torch, accumulated in the dtype of ``values``."""
     weight = _weight(values, index, kernel_size, oracle=True)
     if probe is not None:
         weight = weight + probe.view_as(weight)
     y = F.conv2d(x.to(values.dtype), weight, bias, stride, padding, dilation, groups)
-    return y.to(x.dtype).contiguous(memory_format=memory_format(x))
+    return activate(y, activation).to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
 def _dense(
@@ -68,6 +76,7 @@ def _dense(
     padding: _Pair = (0, 0),
     dilation: _Pair = (1, 1),
     groups: int = 1,
+    activation: str = "none",
 ) -> Tensor:
     """Scatter into scratch, then torch's own dense kernels in the dtype of ``x``."""
     weight = _weight(values, index, kernel_size, oracle=False)
@@ -75,7 +84,7 @@ def _dense(
         weight = weight + probe.view_as(weight)
     offset = None if bias is None else bias.to(x.dtype)
     y = F.conv2d(x, weight.to(x.dtype), offset, stride, padding, dilation, groups)
-    return y.contiguous(memory_format=memory_format(x))
+    return activate(y, activation).contiguous(memory_format=memory_format(x))
 
 
 def _check(
@@ -89,7 +98,9 @@ def _check(
     padding: _Pair = (0, 0),
     dilation: _Pair = (1, 1),
     groups: int = 1,
+    activation: str = "none",
 ) -> None:
+    check_activation(activation)
     check_tensor(x, "x", ndim=4)
     check_tensor(values, "values", ndim=1)
     crow, _, crow_t, *_ = index
@@ -123,31 +134,38 @@ def _fake(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Tensor:
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    x, values, _, probe, *index = inputs
-    ctx.save_for_backward(x, values, *index)
+    x, values, bias, probe, *index = inputs
+    ctx.activation = ctx.options.get("activation", "none")
+    y = output if ctx.activation == "relu" else None
+    ctx.save_for_backward(x, values, y, bias if is_gelu(ctx.activation) else None, *index)
     ctx.has_probe = probe is not None
 
 
-def _geometry(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != "variant"}
-
-
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, *index = ctx.saved_tensors
+    x, values, y, bias, *index = ctx.saved_tensors
     needs_x, needs_values, needs_bias, needs_probe, *_ = ctx.needs_input_grad
-    geometry = _geometry(ctx.options)
+    options = {key: value for key, value in ctx.options.items() if key != "activation"}
+    geometry = {key: value for key, value in options.items() if key != "variant"}
+    dtype = x.dtype
+    if y is not None:
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+    elif is_gelu(ctx.activation):
+        # NOTE: for those who call the op itself, as in csr_linear.
+        x = x.to(values.dtype)  # 16 bits would be rounded twice
+        z = conv2d_op.without_gradient(x, values, bias, None, *index, **options)
+        grad = activation_gradient(grad.to(values.dtype), ctx.activation, z)
     dense_grad = None
     if ctx.has_probe and needs_probe:
         # NOTE: with the dense gradient at hand the kept part is gathered, not computed again.
         dense_grad = _dense_gradients(grad, x, values, index, [False, True, False], **geometry)[1]
     mask = [needs_x, needs_values and dense_grad is None, needs_bias]
     dx, dvalues, dbias = conv2d_backward_op.without_gradient(
-        grad, x, values, *index, mask, **ctx.options
+        grad, x, values, *index, mask, **options
     )
     if needs_values and dense_grad is not None:
         dvalues = gather(dense_grad, index[0], index[1])
     gradients = (
-        dx if needs_x else None,
+        dx.to(dtype) if needs_x else None,
         dvalues if needs_values else None,
         dbias if needs_bias else None,
         dense_grad,
@@ -249,7 +267,7 @@ def _backward_cost(grad: Tensor, x: Tensor, values: Tensor, *rest: Any, **geomet
 
 conv2d_backward_op = define_op(
     f"csr_conv2d_backward(Tensor grad, Tensor x, Tensor values, {_INDEX}, bool[3] output_mask, *, "
-    f"{_GEOMETRY}) -> (Tensor, Tensor, Tensor)",
+    f"{_GEOMETRY}, str variant='auto') -> (Tensor, Tensor, Tensor)",
     reference=_backward_reference,
     check=_check_backward,
     fake=_fake_backward,
@@ -263,8 +281,8 @@ conv2d_backward_op = define_op(
 )
 
 conv2d_op = define_op(
-    f"csr_conv2d(Tensor x, Tensor values, Tensor? bias, Tensor? probe, {_INDEX}, *, {_GEOMETRY}) "
-    "-> Tensor",
+    f"csr_conv2d(Tensor x, Tensor values, Tensor? bias, Tensor? probe, {_INDEX}, *, {_GEOMETRY}, "
+    "str activation='none', str variant='auto') -> Tensor",
     reference=_reference,
     check=_check,
     fake=_fake,
@@ -293,9 +311,11 @@ def conv2d(
     dilation: _Pair = (1, 1),
     groups: int = 1,
     probe: Tensor | None = None,
+    activation: str = "none",
     variant: str = "auto",
 ) -> Tensor:
-    """``y[n, o, i, j] = bias[o] + sum W[o, c, ky, kx] x[n, c, i s - p + ky d, j s - p + kx d]``.
+    """``z[n, o, i, j] = bias[o] + sum W[o, c, ky, kx] x[n, c, i s - p + ky d, j s - p + kx d]``,
+    ``y = activation(z)``.
 
     ``W[o, c, ky, kx]`` is ``values[e]`` for the entry ``e`` of row ``o`` with column
     ``(c * kh + ky) * kw + kx``, zero where there is none; ``x`` is zero outside of its borders.
@@ -310,6 +330,7 @@ def conv2d(
         groups: divides ``I`` and ``O``.
         probe: ``[O, I / groups * kh * kw]`` zeros (stride 0) whose gradient is the dense gradient
             of ``W``, or None.
+        activation: as for :func:`sparsekern.ops.csr.linear`.
         variant: "auto", or one of: "patch" (native CPU), "dense" (scatter into scratch and torch's
             dense kernels), "reference".
 
@@ -318,7 +339,7 @@ def conv2d(
 
     Raises:
         TypeError, ValueError: shapes, dtypes, devices or a geometry that do not fit; an unknown
-            variant.
+            activation or variant.
         NotImplementedError: a variant that cannot run here, with the reason; second derivatives.
 
     Gradients: of ``x``, ``values`` (float32 for 16-bit ``x``), ``bias`` and ``probe``. NaN or
@@ -332,7 +353,10 @@ def conv2d(
         values = values.float()
     if bias is not None and bias.dtype != values.dtype:
         bias = bias.to(values.dtype)
-    return conv2d_op(
+    fused = activation
+    if is_gelu(activation) and wants_gradient(x, values, bias, probe):
+        fused = "none"
+    y = conv2d_op(
         x,
         values,
         bias,
@@ -343,8 +367,10 @@ def conv2d(
         padding=tuple(padding),
         dilation=tuple(dilation),
         groups=groups,
+        activation=fused,
         variant=variant,
     )
+    return activate(y, activation) if fused != activation else y
 
 
 __all__ = ["conv2d", "conv2d_backward_op", "conv2d_op"]

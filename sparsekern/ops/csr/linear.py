@@ -16,6 +16,7 @@ from sparsekern.ops._activation import (
     activation_gradient,
     check_activation,
     is_gelu,
+    wants_gradient,
 )
 from sparsekern.ops._define import Cost, Variant, define_op
 from sparsekern.ops.csr._checks import check_operands, fits_on_cpu
@@ -302,17 +303,9 @@ def linear(
         values = values.float()
     if bias is not None and bias.dtype != values.dtype:
         bias = bias.to(values.dtype)
-    if is_gelu(activation) and _wants_gradient(x, values, bias, probe):
+    if is_gelu(activation) and wants_gradient(x, values, bias, probe):
         return activate(linear_op(x, values, bias, probe, *index, variant=variant), activation)
     return linear_op(x, values, bias, probe, *index, activation=activation, variant=variant)
-
-
-def _wants_gradient(x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    if values.requires_grad or x.requires_grad:
-        return True
-    return any(t is not None and t.requires_grad for t in (bias, probe))
 
 
 __all__ = ["CsrIndex", "build_index", "linear", "linear_backward_op", "linear_op"]

@@ -147,6 +147,7 @@ def test_the_op_itself_has_the_gradient(activation: str) -> None:
 
 @pytest.mark.parametrize("activation", FUSED)
 def test_compiles(activation: str) -> None:
+    torch._dynamo.reset()
     x, values, index, bias = layer()
 
     def call(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -176,3 +177,36 @@ def test_unknown_activation_in_native_code() -> None:
     native_op = torch.ops.sparsekern.csr_linear
     with pytest.raises(RuntimeError, match="Expected activation to be none, relu, gelu or gelu_ta"):
         native_op(x, values, bias, None, *index, activation="swish", variant="panel")
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.parametrize("variant", ["auto", "dense"])
+@pytest.mark.parametrize("activation", FUSED)
+def test_convolutions(activation: str, variant: str, backend: str | None) -> None:
+    """Outputs and gradients, the dense one too, are those of torch; eager and compiled."""
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(10, 6, 3, 3, generator=generator) < 0.3
+    index = csr.index_from_mask(mask)
+    x, values, bias = (
+        torch.randn(*shape, generator=generator).requires_grad_()
+        for shape in ((3, 6, 11, 18), (index.nnz,), (10,))
+    )
+    probe = torch.zeros(()).expand(10, 54).requires_grad_()
+    options: dict[str, Any] = {"kernel_size": (3, 3), "padding": (1, 1), "variant": variant}
+
+    def call(x: Tensor, values: Tensor, bias: Tensor, probe: Tensor | None) -> Tensor:
+        return csr.conv2d(x, values, index, bias, probe=probe, activation=activation, **options)
+
+    run = call if backend is None else torch.compile(call, fullgraph=True, backend=backend)
+    y = run(x, values, bias, probe)
+    got = (y, *torch.autograd.grad(y.sin().sum(), (x, values, bias, probe)))
+    with torch.no_grad():
+        torch.testing.assert_close(run(x, values, bias, None), y, rtol=1e-5, atol=1e-5)
+    wide = [t.detach().double().requires_grad_() for t in (x, values, bias)]
+    weight = csr.to_dense(wide[1], index.crow, index.col, 54)
+    z = F.conv2d(wide[0], weight.view(10, 6, 3, 3), wide[2], padding=1)
+    right = ACTIVATIONS[activation](z)
+    gradients = torch.autograd.grad(right.sin().sum(), (*wide, weight))
+    for a, b in zip(got, (right, *gradients), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
