@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: train test test-all sanitize bench bench-kernels rivals tables lint types format venv clean
+.PHONY: train test test-all sanitize bench bench-avx2 bench-kernels rivals tables lint types format venv clean
 
 train: venv  ## the main job: a sparse network on real data, from the recipe to the kernel
 	$(BIN)/sparsekern train digits-rigl
@@ -22,6 +22,11 @@ sanitize: venv  ## native tests under the address and undefined-behaviour saniti
 
 bench: venv  ## kernels against dense and the installable rivals; tables under bench/results
 	$(BIN)/python -m bench.run $(SUITES)
+
+# Dense layers, too, kept to AVX2.
+AVX2 := SPARSEKERN_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2
+bench-avx2: venv  ## the main suites as on a machine without AVX-512
+	$(AVX2) $(BIN)/python -m bench.run linear conv2d
 
 bench-kernels: venv  ## every op and variant alone, under pytest-benchmark (ARGS="-k csr_linear")
 	$(BIN)/python -m pytest -q bench/test_kernels.py --benchmark-only $(ARGS)

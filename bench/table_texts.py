@@ -13,6 +13,7 @@ from bench.record import ROOT
 
 RESULTS = ROOT / "results"
 TITLES = {
+    "sparsekern_condensed": "**sparsekern**, `condensed`",
     "sparsekern_csr": "**sparsekern**",
     **{
         f"sparsekern_bsr_{shape}": f"**sparsekern**, blocks of {shape.replace('x', ' x ')}"
@@ -65,7 +66,7 @@ def markdown(head: list[str], body: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
-def speedups(suite: str, which: str) -> Callable[[Path], str]:
+def speedups(suite: str, which: str, batch: int | None = None) -> Callable[[Path], str]:
     """A table of geometric means over the suite's shapes, one column a density."""
 
     def table(results: Path) -> str:
@@ -75,7 +76,10 @@ def speedups(suite: str, which: str) -> Callable[[Path], str]:
             own = [
                 row
                 for row in rows
-                if row["device"] == machine and row["pass"] == which and row.get("main", True)
+                if row["device"] == machine
+                and row["pass"] == which
+                and row.get("main", True)
+                and (batch is None or row["shape"][0] == batch)
             ]
             densities = sorted({row["density"] for row in own}, reverse=True)
             body = []

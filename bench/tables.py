@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "main job": main_job,
     "linear": speedups("linear", "forward_backward"),
     "linear forward": speedups("linear", "forward"),
+    **{f"small batch {n}": speedups("small_batch", "forward", n) for n in (1, 8, 16)},
     "block": speedups("block", "forward_backward"),
     "block forward": speedups("block", "forward"),
     "conv2d": speedups("conv2d", "forward_backward"),
