@@ -314,36 +314,43 @@ def memory(results: Path) -> str:
 
 
 def peak_share(results: Path) -> str:
-    """What the forward kernels reach at density 0.20, and the ceilings measured before them."""
+    """What the forward kernels reach at density 0.20, dense ones too, and the ceilings measured
+    before them."""
     parts = []
     for suite in ("linear", "conv2d"):
-        rows = newest(suite, results)
+        rows = [row for row in newest(suite, results) if row["pass"] == "forward"]
         runs = {(row["device"], row["date"]) for row in rows}
         for ceiling in clean_rows("ceilings", results):
             run = (ceiling["device"], ceiling["date"])
             if ceiling["before"] != suite or run not in runs:
                 continue
-            own = [
-                row
-                for row in rows
-                if (row["device"], row["date"]) == run
-                and (row["variant"], row["pass"]) == ("sparsekern_csr", "forward")
-                and row["density"] == 0.2
-            ]
+            own = [r for r in rows if (r["device"], r["date"]) == run and r["density"] == 0.2]
             peak = ceiling["fma_from_l1_gflops"]
             body = [
                 [
                     " x ".join(map(str, row["shape"])) if suite == "linear" else row["shape"],
-                    f"{row['useful_gflops']:.0f}",
-                    f"{100 * row['useful_gflops'] / peak:.0f} %",
+                    *_reached(row["useful_gflops"], peak),
+                    *_reached(_best_dense(own, row["shape"]), peak),
                 ]
                 for row in own
+                if row["variant"] == "sparsekern_csr"
             ]
+            head = [f"{suite}, forward at 0.20", "GFLOP/s", "of the peak", "dense", "of the peak"]
             if body:
                 parts.append(
-                    markdown([f"{suite}, forward at 0.20", "GFLOP/s", "of the peak from L1"], body)
+                    markdown(head, body)
                     + f"\n\n{ceiling['device']}: multiply-add {ceiling['fma_gflops']:.0f} GFLOP/s "
                     f"from registers, {peak:.0f} with an operand from L1; copy "
                     f"{ceiling['copy_gbps']:.0f} GB/s; commit `{ceiling['commit']}`."
                 )
     return "\n\n".join(parts)
+
+
+def _best_dense(rows: list[Row], shape: Any) -> float:
+    names = ("dense", "dense_nchw", "dense_channels_last")
+    own = [row for row in rows if row["shape"] == shape and row["variant"] in names]
+    return max((float(row["useful_gflops"]) for row in own), default=math.nan)
+
+
+def _reached(gflops: float, peak: float) -> tuple[str, str]:
+    return f"{gflops:.0f}", f"{100 * gflops / peak:.0f} %"

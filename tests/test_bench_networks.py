@@ -69,6 +69,7 @@ def test_share_of_the_peak(tmp_path: Path) -> None:
     common = {"suite": "linear", "variant": "sparsekern_csr", "shape": [1, 2, 3], "density": 0.2}
     recorder.write(**common, **{"pass": "forward"}, useful_gflops=60.0)
     recorder.write(**common, **{"pass": "forward_backward"}, useful_gflops=20.0)
+    recorder.write(**common | {"variant": "dense"}, **{"pass": "forward"}, useful_gflops=40.0)
     table = table_texts.peak_share(tmp_path)
-    assert "| 1 x 2 x 3 | 60 | 75 % |" in table
+    assert "| 1 x 2 x 3 | 60 | 75 % | 40 | 50 % |" in table
     assert "25 %" not in table
