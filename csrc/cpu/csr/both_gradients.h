@@ -5,6 +5,8 @@
 // loads bind each of two walks; it pays where the batch is large enough for values to be gathered
 // and dvalues to be scattered once, and where there are registers for both (AVX-512).
 #pragma once
+#include <atomic>
+
 #include "batch.h"
 #include "index.h"
 
@@ -62,12 +64,21 @@ class BothGradients {
     const int64_t nnz = geometry().nnz;
     T* values = scratch_.take<T>(nnz);
     int32_t* offsets = scratch_.take<int32_t>(nnz);
+    // SAFETY: dvalues is written through perm, so it is checked in every build.
+    std::atomic<bool> ok{true};
     parallel_range(nnz, [&](int64_t begin, int64_t end) {
+      bool inside = true;
       for (int64_t j = begin; j < end; ++j) {
-        values[j] = matrix_.values[matrix_.perm[j]];
-        offsets[j] = matrix_.col[j] * kWidth;
+        const int32_t from = matrix_.perm[j], row = matrix_.col[j];
+        const bool here = from >= 0 && from < nnz && row >= 0 && row < geometry().cols;
+        inside = inside && here;
+        values[j] = matrix_.values[here ? from : 0];
+        offsets[j] = here ? row * kWidth : 0;
       }
+      if (!inside) ok = false;
     });
+    SPARSEKERN_CHECK(ok,
+                     "Expected col_t and perm to lie inside of the weight. Got an index outside.");
     values_ = values;
     offsets_ = offsets;
     sums_ = scratch_.take<T>(nnz);

@@ -223,3 +223,19 @@ def test_wide_tiles_and_joint_gradients(
             )
         finally:
             torch.set_num_threads(threads)
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["perm", "col_t"])
+@pytest.mark.parametrize("wrong", [-1, 10**6])
+def test_joint_gradients_write_nothing_outside(name: str, wrong: int) -> None:
+    """dvalues is scattered through the index, which is checked outside of debug mode, too."""
+    mask = torch.rand(60, 50, generator=torch.Generator().manual_seed(4)) < 0.9
+    index = csr.index_from_mask(mask)
+    broken = index._replace(**{name: getattr(index, name).clone()})
+    getattr(broken, name)[17] = wrong
+    values = torch.randn(index.nnz, requires_grad=True)
+    x = torch.randn(300, 50, requires_grad=True)
+    if native.isa == "avx512":  # narrower bodies take dx and dvalues apart, and only read
+        with pytest.raises(RuntimeError, match=r"Expected .* Got "):
+            csr.linear(x, values, broken).sum().backward()
