@@ -179,7 +179,7 @@ class Images {
     for (int64_t image = 0; image < part.images; ++image) {
       const int64_t first = (part.image + image) * size_.h * size_.w + part.row * width + part.col;
       T* target = planes + image * channels_ * s.channel;
-      if (s.row == width) {
+      if (part.cols == width) {
         turn(first, part.rows * width, 0, channels_, s.channel, target);
       } else {
         for (int64_t row = 0; row < part.rows; ++row)

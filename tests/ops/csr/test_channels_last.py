@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +21,7 @@ LARGE = (  # read in bands of rows, and in bands of columns of one row
     Convolution("wide", (1, 90, 7, 300), 10, (3, 3), padding=(1, 1), density=0.05),
     Convolution("wide_strided", (1, 90, 9, 300), 10, (1, 5), (1, 2), (0, 2), density=0.05),
     Convolution("flat", (2, 200, 50, 51), 12, (1, 1), density=0.05),
+    Convolution("narrow_bands", (1, 800, 5, 32), 4, (1, 7), padding=(0, 3), density=0.02),
 )
 CASES = [case for case in (*CONVOLUTIONS, *LARGE) if case.input_shape[0] > 0]
 
@@ -53,6 +58,24 @@ def test_same_bits_as_nchw(case: Convolution, dtype: torch.dtype) -> None:
             if last and name != "dvalues":
                 assert mine.is_contiguous(memory_format=LAST), name
         torch.testing.assert_close(got[3], right[3], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is protected by Linux's calls")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_is_read_behind_the_images(case: Convolution) -> None:
+    """The images end where a page begins that no one may touch."""
+    x = torch.randn(case.input_shape).permute(0, 2, 3, 1)
+    size = -(-x.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None).mprotect
+    assert protect(ctypes.c_void_p(begin + size), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    guarded = torch.frombuffer(memory, dtype=torch.float32, count=x.numel(), offset=size - x.nbytes)
+    images = guarded.view(x.shape).copy_(x).permute(0, 3, 1, 2)
+    values = torch.randn(int(case.mask().sum()))
+    index = csr.index_from_mask(case.mask())
+    y = csr.conv2d(images, values, index, **case.geometry)
+    assert torch.equal(y, csr.conv2d(images.clone(), values, index, **case.geometry))
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
