@@ -63,8 +63,7 @@ void with_element(Dtype dtype, const Body& body) {
 
 template <typename T>
 void multiply(const Rows& rows, const CondensedRows<T>& matrix, const T* bias, const Output& y) {
-  const bool gathers = rows.batch == 1 && rows.element_size == int64_t(sizeof(T)) &&
-                       rows.dtype != Dtype::kBFloat16 && rows.dtype != Dtype::kHalf;
+  const bool gathers = rows.batch == 1 && rows.are<T>();
   const int width = width_of(rows.batch);
   ScratchFrame scratch;
   T* panel = scratch.take<T>(gathers ? 0 : rows.features * width);

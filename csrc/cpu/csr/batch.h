@@ -21,7 +21,7 @@ using torch::stable::Tensor;
 struct Tile {
   int64_t first;  // first batch element
   int64_t batch;  // batch elements, at most `width`
-  int width;      // 64, or 32 or 16 for what is left at the end
+  int width;      // 128 or 64, and 32 or 16 for what is left at the end
 };
 
 inline std::vector<Tile> make_tiles(int64_t batch, int widest = kTileWidth) {
@@ -55,6 +55,12 @@ struct Rows {
 
   const void* at(int64_t row, int64_t feature) const {
     return data + (row * stride + feature) * element_size;
+  }
+
+  // Whether kernels of T can read them where they are: no 16-bit type has the size of one.
+  template <typename T>
+  bool are() const {
+    return element_size == int64_t(sizeof(T));
   }
 
  private:

@@ -29,7 +29,7 @@ class BothGradients {
 
   static bool pays(const PanelGeometry& g, int64_t batch) {
     return kernels<T>().widest == kWidth && batch >= 2 * kWidth && g.nnz > 0 &&
-           4 * g.nnz >= kTileWidth * (g.rows + g.cols);
+           4 * g.nnz >= kTileWidth * (g.rows + g.cols) && g.rows < kMostRows;
   }
 
   void run() {
@@ -54,8 +54,8 @@ class BothGradients {
 
  private:
   static constexpr int kWidth = 2 * kTileWidth;
+  static constexpr int64_t kMostRows = (int64_t(1) << 31) / kWidth;  // offsets are int32
   static constexpr int64_t kWaveBytes = int64_t(8) << 20;
-  static constexpr int64_t kLanes[kWidth / 16] = {0, 16, 32, 48, 64, 80, 96, 112};
 
   const PanelGeometry& geometry() const { return matrix_.starts.geometry; }
 
@@ -68,14 +68,17 @@ class BothGradients {
     std::atomic<bool> ok{true};
     parallel_range(nnz, [&](int64_t begin, int64_t end) {
       bool inside = true;
-      for (int64_t j = begin; j < end; ++j) {
-        const int32_t from = matrix_.perm[j], row = matrix_.col[j];
-        const bool here = from >= 0 && from < nnz && row >= 0 && row < geometry().cols;
-        inside = inside && here;
-        values[j] = matrix_.values[here ? from : 0];
-        offsets[j] = here ? row * kWidth : 0;
+      for (int64_t j = begin; j < end; ++j)
+        inside &= uint32_t(matrix_.perm[j]) < uint32_t(nnz) &&
+                  uint32_t(matrix_.col[j]) < uint32_t(geometry().cols);
+      if (!inside) {
+        ok = false;
+        return;
       }
-      if (!inside) ok = false;
+      for (int64_t j = begin; j < end; ++j) {
+        values[j] = matrix_.values[matrix_.perm[j]];
+        offsets[j] = matrix_.col[j] * kWidth;
+      }
     });
     SPARSEKERN_CHECK(ok,
                      "Expected col_t and perm to lie inside of the weight. Got an index outside.");
@@ -136,14 +139,14 @@ class BothGradients {
     if (rows <= 0) return;
     const int width = tile.batch > 64 ? 128 : tile.batch > 32 ? 64 : tile.batch > 16 ? 32 : 16;
     T* output = outputs_ + slot * g.row_block * kWidth;
-    const TileRows<const T> features{x + row * kWidth, kWidth, kLanes, nullptr};
-    const TileRows<T> to{output, kWidth, kLanes, nullptr};
+    const TileRows<const T> features{x + row * kWidth, kWidth, kPackedLanes, nullptr};
+    const TileRows<T> to{output, kWidth, kPackedLanes, nullptr};
     for (int64_t p = 0; p < g.panels; ++p) {
       CellRows cell = matrix_.starts.cell(block, p);
       cell.starts += skipped;
       cell.ends += skipped;
       cell.rows = rows;
-      const TileRows<const T> from{p > 0 ? output : nullptr, kWidth, kLanes, nullptr};
+      const TileRows<const T> from{p > 0 ? output : nullptr, kWidth, kPackedLanes, nullptr};
       kernels<T>().convolve_both(cell, values_, offsets_, grad, width, features, accumulate, sums_,
                                  from, to);
     }

@@ -2,7 +2,7 @@
 // Mapping    a task is a tile of the batch, packed and multiplied by one thread in its own cache;
 //            the tiles that do not come out even are shared: (tile, block of rows). A batch of at
 //            most 16 is cut by rows alone.
-// Tile       up to 64 batch elements; a block's outputs stay in a scratch tile until all panels of
+// Tile       up to 64 batch elements, or 128 (index.h); a block's outputs stay in a scratch tile until all panels of
 //            columns have been added, then are transposed out together with bias and activation.
 // Arithmetic accumulated in the dtype of `values` (float, double), in the order of the columns.
 // Contract   sparsekern/ops/csr/linear.py; what is walked: panel_starts.h; bodies: ../isa/.
@@ -54,8 +54,7 @@ void small_batch(const Rows& rows, const Matrix<T>& matrix, const int32_t* crow,
   if (rows.batch == 0) return;
   const PanelGeometry& g = matrix.starts.geometry;
   ScratchFrame scratch;
-  const bool gathers = rows.batch == 1 && rows.element_size == int64_t(sizeof(T)) &&
-                       rows.dtype != Dtype::kBFloat16 && rows.dtype != Dtype::kHalf;
+  const bool gathers = rows.batch == 1 && rows.are<T>();
   const Tile tile{0, rows.batch, int(kSmallBatch)};
   const PackedTiles<T> packed(rows, gathers ? 0 : 1, kTileWidth, scratch);
   if (!gathers) packed.pack(tile, 0);

@@ -167,7 +167,7 @@ class Patches {
   // Rows of a packed tile.
   template <typename T>
   TileRows<T> packed(T* tile) const {
-    return {tile, width_, packed_lanes_, nullptr};
+    return {tile, width_, kPackedLanes, nullptr};
   }
 
   // Where the pixels of a tile lie in planes indexed by output pixels. False where 16 lanes are not
@@ -337,8 +337,6 @@ class Patches {
     }
     return end;
   }
-
-  static constexpr int64_t packed_lanes_[kPatchWidth / 16] = {0, 16, 32, 48, 64, 80, 96, 112};
 
   ConvView view_;
   std::vector<int64_t> shifts_;      // column offset of each copy

@@ -10,7 +10,7 @@
 
 namespace sparsekern {
 
-constexpr int kTileWidth = 64;    // widest tile of a batch; its tail uses 32 or 16
+constexpr int kTileWidth = 64;    // tile of a batch; its tail uses 32 or 16
 constexpr int kPatchWidth = 128;  // widest tile of pixels
 constexpr int kPrefetchRows = 4;  // how many rows ahead entries are requested
 
@@ -36,6 +36,9 @@ struct TileRows {
   const int64_t* lanes;
   const int32_t* counts;
 };
+
+// `lanes` of rows that are packed: one whole tile after the other.
+constexpr int64_t kPackedLanes[kPatchWidth / 16] = {0, 16, 32, 48, 64, 80, 96, 112};
 
 // One packed row of a patch of pixels.
 struct PackRow {
