@@ -290,6 +290,11 @@ class SparseFormat(nn.Module, ABC):
                 f"{', '.join(self.variants)}. Got {name!r}."
             )
 
+    @property
+    def fuses(self) -> bool:
+        """Whether the kernel that runs applies activations before it stores its outputs."""
+        return False
+
     # The dense gradient, for methods that grow weights by it.
 
     def arm_dense_grad(self) -> None:
@@ -314,8 +319,7 @@ class SparseFormat(nn.Module, ABC):
         return math.prod(self.shape[2:]) if len(self.shape) > 2 else None
 
     def _matrix_shape(self) -> tuple[int, int]:
-        rows = self.shape[0]
-        return rows, self.numel // rows if rows else 0
+        return self.shape[0], math.prod(self.shape[1:])
 
     def _check_mask(self, mask: Tensor) -> Tensor:
         if isinstance(mask, Tensor) and mask.dtype == torch.uint8:

@@ -98,6 +98,10 @@ class CsrFormat(SparseFormat):
         return select(self.values)  # the op's rule looks at the device alone
 
     @property
+    def fuses(self) -> bool:
+        return self.running in ("panel", "patch")
+
+    @property
     def _op(self) -> Op:
         """The op that multiplies by this weight."""
         return OPS["csr_linear" if len(self.shape) == 2 else "csr_conv2d"]
@@ -123,7 +127,7 @@ class CsrFormat(SparseFormat):
         return self.values.detach() if dense_or_parameter is None else dense_or_parameter
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return csr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
+        return self.activated_linear(x, bias, "none")
 
     def activated_linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return csr.linear(

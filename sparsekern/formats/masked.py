@@ -85,6 +85,10 @@ class MaskedFormat(SparseFormat):
         return "dense" if self.index is None else "csr"
 
     @property
+    def fuses(self) -> bool:
+        return self.index is not None
+
+    @property
     def index(self) -> CsrIndex | None:
         """The csr index while the csr kernel runs, else None."""
         buffers = self._buffers  # PERF: nn.Module.__getattr__ takes 5 us for seven of them

@@ -44,9 +44,6 @@ class ExplanationRow:
     why: str
 
 
-# formats and variants whose kernels apply activations themselves
-FUSING = (("csr", "panel"), ("csr", "patch"), ("masked", "csr"))
-
 _HEAD: tuple[str, ...] = (
     *("layer", "shape", "format", "variant", "density"),
     *("ms", "ms dense", "bytes", "bytes dense", "why"),
@@ -161,7 +158,7 @@ def _sparse_row(
     times = times or {}
     if len(names) > 1:
         why = f"tied; {why}"
-    if (format.name, format.running) in FUSING:
+    if format.fuses:
         for activation in dict.fromkeys(fused[name] for name in names if name in fused):
             why += f"; {activation} fused"
     return ExplanationRow(

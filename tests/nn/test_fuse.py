@@ -20,6 +20,7 @@ FORMATS: dict[str, Callable[[int, int], sk.nn.SparseLinear]] = {
     "csr": lambda i, o: sk.nn.SparseLinear(i, o, density=0.2, format="csr"),
     "csr_dense": lambda i, o: with_variant(i, o, "csr", "dense"),
     "bsr": lambda i, o: sk.nn.SparseLinear(i, o, density=0.5, format="bsr", block_shape=(4, 4)),
+    "condensed": lambda i, o: sk.nn.SparseLinear(i, o, density=0.2, format="condensed"),
     "masked_dense": lambda i, o: with_variant(i, o, "masked", "dense"),
     "masked_csr": lambda i, o: with_variant(i, o, "masked", "csr"),
 }
@@ -242,6 +243,24 @@ def test_explain_names_what_is_fused() -> None:
     rows = {row.names[0]: row.why for row in sk.explain(model).rows}
     fused = [name for name, why in rows.items() if "relu fused" in why]
     assert fused == (["0.0"] if native.loaded else [])
+
+
+@pytest.mark.skipif(not native.loaded, reason="no native library")
+@pytest.mark.parametrize("batch", [1, 16, 17])
+def test_condensed_keeps_its_small_batches(batch: int) -> None:
+    """Fused or not, few rows without gradients run its own kernels: the same bits."""
+    model, x = small("gelu", "condensed"), torch.randn(batch, 24)
+    with torch.no_grad():
+        apart = model(x)
+        sk.nn.fuse_activations(model)
+        with torch.profiler.profile() as found:
+            fused = model(x)
+    kernels = {event.key for event in found.key_averages()}
+    assert ("sparsekern::condensed_linear" in kernels) == (batch <= 16)
+    if batch <= 16:
+        assert torch.equal(fused, apart)
+    torch.testing.assert_close(fused, apart)
+    assert "gelu fused" in str(sk.explain(model))
 
 
 def test_tuned_and_measured_while_fused() -> None:
