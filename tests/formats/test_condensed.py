@@ -185,23 +185,6 @@ def test_small_batches_without_gradients_run_their_own_kernels() -> None:
                     stored.linear(bad)
 
 
-def test_convolution_and_gradients() -> None:
-    stored, dense, mask = make((12, 8, 3, 2), 10)
-    weight = dense.clone().requires_grad_()
-    x = torch.randn(2, 16, 7, 6)
-    geometry = {"stride": (2, 1), "padding": (1, 0), "groups": 2}
-    stored.arm_dense_grad()
-    y = stored.conv2d(x, **geometry)
-    torch.testing.assert_close(y, F.conv2d(x, weight, **geometry))
-    y.square().sum().backward()
-    F.conv2d(x, weight, **geometry).square().sum().backward()
-    gradient = stored.active_values(stored.parameter.grad)
-    torch.testing.assert_close(gradient, weight.grad[mask], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(stored.take_dense_grad(), weight.grad, rtol=1e-4, atol=1e-4)
-    stored.set_mask(mask.flip(0))
-    stored.validate()
-
-
 def test_bytes() -> None:
     stored, _, _ = make((32, 64), 8)
     other = CsrFormat.from_dense(stored.to_dense())

@@ -43,3 +43,10 @@ def test_broken_indices(kind: str, name: str, way: str, shape: tuple[int, ...]) 
     tensor.copy_(broken(tensor, ways(name)[way]))
     with pytest.raises(ValueError, match=r"^Expected [^\n]*\. Got [^\n]*\.$"):
         stored.validate()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (0, 4, 3, 3)])
+@pytest.mark.parametrize("name", ["csr", "condensed", "masked"])
+def test_a_layer_of_nothing_is_whole(name: str, shape: tuple[int, ...]) -> None:
+    stored = FORMATS[name].from_dense(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+    stored.validate()
