@@ -115,10 +115,7 @@ def _row(case: Case, which: str, name: str, times: Times, all_: dict[str, Times]
         "pattern": "unstructured",
         "density": case.density,
         "dtype": "float32",
-        "p20_ms": round(times.p20 * 1e3, 5),
-        "p50_ms": round(times.p50 * 1e3, 5),
-        "p80_ms": round(times.p80 * 1e3, 5),
-        "rounds": times.rounds,
+        **times.row(),
         "over_no_activation": round(times.p50 / all_["none"].p50, 4),
         "speedup_over_two_calls": round(all_[name.removesuffix("_fused")].p50 / times.p50, 4),
     }

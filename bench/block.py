@@ -87,10 +87,7 @@ def _row(case: Case, which: str, name: str, times: Times, dense: Times) -> dict[
         "pattern": name.rpartition("_")[2] if "bsr" in name else "unstructured",
         "density": case.density,
         "dtype": "float32",
-        "p20_ms": round(times.p20 * 1e3, 5),
-        "p50_ms": round(times.p50 * 1e3, 5),
-        "p80_ms": round(times.p80 * 1e3, 5),
-        "rounds": times.rounds,
+        **times.row(),
         "useful_gflops": round(useful / times.p50 / 1e9, 2),
         "speedup_over_dense": round(dense.p50 / times.p50, 4),
     }

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from bench.record import Recorder
-from bench.timing import Times, interleave
+from bench.timing import Times, interleave, training_step
 from bench.topology import CHANGED, OPTIMIZERS
 from sparsekern.models import ResNet
 from sparsekern.nn import SparseLinear
@@ -90,10 +90,7 @@ def _row(name: str, density: float, variant: str, times: Times) -> dict[str, Any
         "pattern": "unstructured",
         "density": density,
         "dtype": "float32",
-        "p20_ms": round(times.p20 * 1e3, 5),
-        "p50_ms": round(times.p50 * 1e3, 5),
-        "p80_ms": round(times.p80 * 1e3, 5),
-        "rounds": times.rounds,
+        **times.row(),
     }
 
 
@@ -111,29 +108,20 @@ def contenders(name: str, density: float) -> dict[str, Callable[[], None]]:
         model = copy.deepcopy(dense)
         optimizer = OPTIMIZERS["sgd"](model.parameters())
         pruners[method_name] = Pruner(model, optimizer, method, total_steps=10**9, format="csr")
-        training_step(model, optimizer, x)()  # the optimiser has state from here on
+        _step(model, optimizer, x)()  # the optimiser has state from here on
     pruner = pruners["rigl"]
     layers = [layer for layer in pruner.layers]
     gradients.update({layer.name: torch.randn(layer.format.shape) for layer in layers})
     return {
-        DENSE_STEP: training_step(dense, OPTIMIZERS["sgd"](dense.parameters()), x),
-        STEP: training_step(pruner.model, pruner.optimizer, x),
+        DENSE_STEP: _step(dense, OPTIMIZERS["sgd"](dense.parameters()), x),
+        STEP: _step(pruner.model, pruner.optimizer, x),
         "scores_given": scores_given(pruner.optimizer, layers),
         **{key: each.update_topology for key, each in pruners.items()},
     }
 
 
-def training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor
-) -> Callable[[], None]:
-    """Forward, backward and update."""
-
-    def step() -> None:
-        model(x).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Callable[[], None]:
+    return training_step(lambda: model(x).square().mean(), optimizer)
 
 
 def scores_given(optimizer: torch.optim.Optimizer, layers: list[Layer]) -> Callable[[], None]:
@@ -159,7 +147,7 @@ def many_weights(density: float) -> dict[str, Callable[[], None]]:
     torch.manual_seed(0)
     layer = SparseLinear(MANY, MANY, bias=False, density=density, format="csr")
     optimizer = OPTIMIZERS["sgd"](layer.parameters())
-    training_step(layer, optimizer, torch.randn(1, MANY))()
+    _step(layer, optimizer, torch.randn(1, MANY))()
     given = Layer("weight", layer.format, layer.format.nnz, torch.Generator())
     scores = torch.rand(MANY, MANY)
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from bench.record import Recorder
-from bench.timing import Times, interleave
+from bench.timing import Times, interleave, training_step
 from bench.topology import OPTIMIZERS
 from sparsekern.models import VGG, ResNet, ViT
 from sparsekern.prune import Pruner, Static
@@ -112,7 +112,7 @@ def contenders(case: Case) -> dict[str, Callable[[], None]]:
 
 def _dense_step(model: nn.Module, x: Tensor, target: Tensor) -> Callable[[], None]:
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    return _step(model, optimizer, optimizer.step, x, target)
+    return training_step(lambda: F.cross_entropy(model(x), target), optimizer)
 
 
 def _sparse_step(model: nn.Module, x: Tensor, target: Tensor, density: float) -> Callable[[], None]:
@@ -128,22 +128,7 @@ def _sparse_step(model: nn.Module, x: Tensor, target: Tensor, density: float) ->
         exclude=[*first, layers[-1]],
         format="csr",
     )
-    return _step(model, optimizer, pruner.step, x, target)
-
-
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    update: Callable[[], Any],
-    x: Tensor,
-    target: Tensor,
-) -> Callable[[], None]:
-    def step() -> None:
-        F.cross_entropy(model(x), target).backward()
-        update()
-        optimizer.zero_grad()
-
-    return step
+    return training_step(lambda: F.cross_entropy(model(x), target), optimizer, pruner.step)
 
 
 def _row(name: str, case: Case, density: float, times: dict[str, Times]) -> dict[str, Any]:
@@ -161,10 +146,7 @@ def _row(name: str, case: Case, density: float, times: dict[str, Times]) -> dict
         "pattern": "unstructured",
         "density": density,
         "dtype": "float32",
-        "p20_ms": round(best.p20 * 1e3, 5),
-        "p50_ms": round(best.p50 * 1e3, 5),
-        "p80_ms": round(best.p80 * 1e3, 5),
-        "rounds": best.rounds,
+        **best.row(),
         "dense_p50_ms": round(dense.p50 * 1e3, 5),
         "p50_ms_by_layout": {each: round(t.p50 * 1e3, 5) for each, t in named.items()},
         "speedup_over_dense": round(dense.p50 / best.p50, 4),

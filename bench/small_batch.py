@@ -69,8 +69,7 @@ def _row(case: Case, name: str, times: Times, dense: Times) -> dict[str, Any]:
         "pattern": "fan_in",
         "density": case.density,
         "dtype": "float32",
-        **{f"{q}_ms": round(getattr(times, q) * 1e3, 5) for q in ("p20", "p50", "p80")},
-        "rounds": times.rounds,
+        **times.row(),
         "speedup_over_dense": round(dense.p50 / times.p50, 4),
     }
 

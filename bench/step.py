@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bench.linear import DENSITIES
 from bench.record import Recorder
-from bench.timing import Times, interleave
+from bench.timing import Times, interleave, training_step
 from bench.topology import OPTIMIZERS
 from sparsekern.prune import Pruner, Static
 
@@ -98,27 +98,13 @@ def contenders(case: Case) -> dict[str, Callable[[], None]]:
         name: _dense_step(copy.deepcopy(model), case.optimizer, x, target)
         for name in ("dense", "dense_again")
     }
-    return {**steps, "sparsekern_csr": _step(sparse, optimizer, pruner.step, x, target)}
+    step = training_step(lambda: F.mse_loss(sparse(x), target), optimizer, pruner.step)
+    return {**steps, "sparsekern_csr": step}
 
 
 def _dense_step(model: nn.Module, optimizer: str, x: Tensor, target: Tensor) -> Callable[[], None]:
     built = OPTIMIZERS[optimizer](model.parameters())
-    return _step(model, built, built.step, x, target)
-
-
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    update: Callable[[], Any],
-    x: Tensor,
-    target: Tensor,
-) -> Callable[[], None]:
-    def step() -> None:
-        F.mse_loss(model(x), target).backward()
-        update()
-        optimizer.zero_grad()
-
-    return step
+    return training_step(lambda: F.mse_loss(model(x), target), built)
 
 
 def _row(case: Case, name: str, times: Times, dense: Times) -> dict[str, Any]:
@@ -130,10 +116,7 @@ def _row(case: Case, name: str, times: Times, dense: Times) -> dict[str, Any]:
         "pattern": "unstructured",
         "density": case.density,
         "dtype": "float32",
-        "p20_ms": round(times.p20 * 1e3, 5),
-        "p50_ms": round(times.p50 * 1e3, 5),
-        "p80_ms": round(times.p80 * 1e3, 5),
-        "rounds": times.rounds,
+        **times.row(),
         "speedup_over_dense": round(dense.p50 / times.p50, 4),
     }
 

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,12 @@ class Times:
     p50: float
     p80: float
     rounds: int
+
+    def row(self) -> dict[str, float]:
+        """What a result row says of them."""
+        quantiles = {"p20_ms": self.p20, "p50_ms": self.p50, "p80_ms": self.p80}
+        rounded = {name: round(seconds * 1e3, 5) for name, seconds in quantiles.items()}
+        return {**rounded, "rounds": self.rounds}
 
 
 def interleave(contenders: dict[str, Callable[[], None]], budget_s: float) -> dict[str, Times]:
@@ -55,6 +62,22 @@ def _times(samples: list[float]) -> Times:
     ordered = sorted(samples)
     pick = [ordered[min(int(q * len(ordered)), len(ordered) - 1)] for q in (0.2, 0.5, 0.8)]
     return Times(*pick, rounds=len(ordered))
+
+
+def training_step(
+    loss: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    update: Callable[[], Any] | None = None,
+) -> Callable[[], None]:
+    """Forward, loss, backward, ``update`` (default: the optimiser's step) and zero_grad."""
+    chosen = optimizer.step if update is None else update
+
+    def step() -> None:
+        loss().backward()
+        chosen()
+        optimizer.zero_grad()
+
+    return step
 
 
 def forward_call(layer: nn.Module, x: Tensor) -> Callable[[], None]:

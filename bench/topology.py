@@ -131,10 +131,7 @@ def _row(case: Case, name: str, times: Times, all_: dict[str, Times]) -> dict[st
         "pattern": "unstructured",
         "density": case.density,
         "dtype": "float32",
-        "p20_ms": round(times.p20 * 1e3, 5),
-        "p50_ms": round(times.p50 * 1e3, 5),
-        "p80_ms": round(times.p80 * 1e3, 5),
-        "rounds": times.rounds,
+        **times.row(),
         "of_a_step": round(times.p50 / all_[STEP].p50, 4),
         "of_a_dense_step": round(times.p50 / all_[DENSE_STEP].p50, 4),
     }
