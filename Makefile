@@ -6,16 +6,19 @@ TORCH ?= torch==2.13.0
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: train test test-all sanitize bench bench-avx2 bench-kernels rivals tables lint types format venv clean
+.PHONY: train test test-all cuda-check sanitize bench bench-avx2 bench-kernels rivals tables lint types format venv clean
 
 train: venv  ## the main job: a sparse network on real data, from the recipe to the kernel
 	$(BIN)/sparsekern train digits-rigl
 
 test: venv  ## the test suite, at most 12 minutes on two cores
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu and not device_code"
 
 test-all: venv  ## everything, without a time limit
 	$(PYTEST) -m "not gpu"
+
+cuda-check: venv  ## device code compiles for every architecture, without spills; needs no GPU
+	$(PYTEST) -s -m device_code tests/kernels
 
 sanitize: venv  ## native tests under the address and undefined-behaviour sanitizers
 	.ci/sanitize

@@ -102,6 +102,13 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
                 yield str(node.module), node.lineno
 
 
+def is_device_code(node: ast.AST) -> bool:
+    """Whether it is a ``triton.jit`` function."""
+    return isinstance(node, ast.FunctionDef) and any(
+        ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list
+    )
+
+
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -169,9 +176,13 @@ def test_headers_for_kernels_know_no_torch(path: Path) -> None:
 @pytest.mark.parametrize("path", PYTHON, ids=relative)
 def test_sizes(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= 400, f"{relative(path)}: more than 400 lines"
+    lines = 500 if layer_of(path) == "kernels" else 400
+    assert text.count("\n") <= lines, f"{relative(path)}: more than {lines} lines"
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if is_device_code(node):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 120, f"{relative(path)}:{node.lineno}: {length} lines"
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or 0) - node.lineno + 1
             length -= (ast.get_docstring(node) or "").count("\n")
             limit = 120 if relative(path) == "sparsekern/train/loop.py" else 60
@@ -180,6 +191,16 @@ def test_sizes(path: Path) -> None:
             )
             positional = len(node.args.posonlyargs) + len(node.args.args)
             assert positional <= 8, f"{relative(path)}:{node.lineno}: {node.name}"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PYTHON if layer_of(p) in LIBRARY_LAYERS | {"kernels"}], ids=relative
+)
+def test_triton_is_imported_by_kernels_alone(path: Path) -> None:
+    """Importing the library works without Triton, and does not wait for it."""
+    files = {"__init__.py", "launch.py"}
+    if layer_of(path) != "kernels" or path.name in files:
+        assert not [name for name, _ in imports(path) if name.split(".")[0] == "triton"]
 
 
 @pytest.mark.parametrize("path", NATIVE, ids=relative)
@@ -241,5 +262,7 @@ def test_public_names_have_docstrings(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), f"{relative(path)}: the module"
     for node in tree.body:
+        if is_device_code(node):
+            continue  # the head of its file says what it computes
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{relative(path)}:{node.lineno}: {node.name}"

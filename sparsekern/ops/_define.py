@@ -14,6 +14,7 @@ import torch
 from torch.autograd import forward_ad
 
 from sparsekern._registry import Registry
+from sparsekern.kernels.launch import Launcher
 
 NAMESPACE = "sparsekern"
 
@@ -67,6 +68,7 @@ class Op:
     errors: Callable[[], Iterable[tuple[Any, type[Exception], str]]]
     cost: Callable[..., Cost]
     deterministic: bool
+    triton: Launcher | None
     function: type[torch.autograd.Function] | None
     written: tuple[int, ...]  # arguments that it changes in place, so that autograd must know
 
@@ -145,6 +147,7 @@ def define_op(
     variants: tuple[Variant, ...] = (),
     select: Callable[..., str] | None = None,
     kernel: Callable[..., Any] | None = None,
+    triton: Launcher | None = None,
 ) -> Op:
     """Defines ``sparsekern::<name>`` from its schema and parts, and registers it for the suites.
 
@@ -153,18 +156,21 @@ def define_op(
     ``variant="auto"``; ops without variants run native code where it is loaded, else the reference.
     ``errors`` yields wrong arguments (a tuple, or a :class:`Sample` with keywords), the exception
     and how its sentence begins. ``kernel`` is plain torch that runs in place of the reference where
-    it is faster.
+    it is faster. ``triton`` launches Triton kernels: a row "triton" of the table; an op without
+    variants runs them wherever they can run and no native kernel is registered for the device.
     """
     name = schema.split("(", 1)[0]
     torch.library.define(f"{NAMESPACE}::{name}", schema[len(name) :])
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
-    _register_kernels(name, reference if kernel is None else kernel, check, fake)
+    plain_torch = reference if kernel is None else kernel
+    _register_kernels(name, plain_torch, check, fake, triton, has_variants=select is not None)
     _register_gradient(name, overload, setup, backward, has_options=select is not None)
     function = None
     if setup is not None and not isinstance(backward, str):
         function = _eager_function(name, overload, setup, backward)
     plain = Variant("reference", lambda *_, **__: None, reference)
-    rows = {} if select is None else {row.name: row for row in (*variants, plain)}
+    ours = () if triton is None else (Variant("triton", triton.supports),)
+    rows = {} if select is None else {row.name: row for row in (*variants, *ours, plain)}
     op = Op(
         name=name,
         overload=overload,
@@ -177,6 +183,7 @@ def define_op(
         errors=errors,
         cost=cost,
         deterministic=deterministic,
+        triton=triton,
         function=function,
         written=tuple(
             i
@@ -188,16 +195,29 @@ def define_op(
 
 
 def _register_kernels(
-    name: str, kernel: Callable[..., Any], check: Callable[..., None], fake: Callable[..., Any]
+    name: str,
+    kernel: Callable[..., Any],
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    triton: Launcher | None,
+    has_variants: bool,
 ) -> None:
-    """Plain torch for every device without a kernel of its own, and the fake for tracing."""
+    """Triton or plain torch for every device without a native kernel, and the fake for tracing."""
+
+    def wants_triton(variant: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if has_variants or triton is None:
+            return variant == "triton"
+        return triton.supports(*args, **kwargs) is None
 
     def fallback(*args: Any, variant: str = "auto", **kwargs: Any) -> Any:
+        run = kernel
+        if triton is not None and wants_triton(variant, args, kwargs):
+            run = triton
         if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
-            return kernel(*args, **kwargs)
+            return run(*args, **kwargs)
         # The schema's fake has fixed the dtypes: autocast must not change them inside of the op.
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return kernel(*args, **kwargs)
+            return run(*args, **kwargs)
 
     def checked_fake(*args: Any, variant: str = "auto", **kwargs: Any) -> Any:
         check(*args, **kwargs)

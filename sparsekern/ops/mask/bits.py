@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 
 _SHAPES = ((0,), (1,), (7,), (8,), (3, 3), (5, 16), (129, 31))
@@ -137,6 +138,7 @@ pack_bits_op = define_op(
     samples=_pack_samples,
     errors=_pack_errors,
     cost=lambda mask: Cost(0, mask.numel(), mask.numel() // 8),
+    triton=Launcher("mask.bits", "pack_bits"),
 )
 
 unpack_bits_op = define_op(

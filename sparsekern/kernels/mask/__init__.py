@@ -1,0 +1,1 @@
+"""Triton kernels of masks: bits, the k largest scores."""
