@@ -14,9 +14,9 @@ from sparsekern.formats.base import (
     FormatBytes,
     SparseFormat,
     TopologyChange,
-    replace_data,
 )
 from sparsekern.formats.csr import broken_rows
+from sparsekern.formats.replace import replace_data
 from sparsekern.ops import OPS, Op, bsr, csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.bsr import BsrIndex

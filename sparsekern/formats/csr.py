@@ -14,8 +14,8 @@ from sparsekern.formats.base import (
     FormatBytes,
     SparseFormat,
     TopologyChange,
-    replace_data,
 )
+from sparsekern.formats.replace import replace_data
 from sparsekern.ops import OPS, Op, csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex

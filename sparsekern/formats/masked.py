@@ -15,9 +15,9 @@ from sparsekern.formats.base import (
     FormatBytes,
     SparseFormat,
     TopologyChange,
-    replace_data,
 )
 from sparsekern.formats.plan import choose_kernel, forward_alone_is_dense
+from sparsekern.formats.replace import replace_data
 from sparsekern.ops import csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops._activation import activate

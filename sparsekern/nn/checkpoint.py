@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern.formats import FORMATS, Plan, SparseFormat
-from sparsekern.formats.base import check_no_graph, replace_data
 from sparsekern.formats.plan import unwrapped
+from sparsekern.formats.replace import check_no_graph, replace_data
 from sparsekern.nn.convert import (
     as_stored,
     install,

@@ -23,7 +23,7 @@ from sparsekern.nn.tensor_file import read_tensors
 from sparsekern.train.files import remove_leftovers, write_folder_atomically
 from sparsekern.train.network import Network
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MODEL, STATE, META = "model.safetensors", "state.pt", "meta.json"
 META_KEYS: dict[str, tuple[type, ...]] = {
     "epoch": (int,),
@@ -122,7 +122,10 @@ class Checkpoints:
         if state["plan"] is not None:
             network.plan = Plan.from_dict(state["plan"])
             network.plan.apply(network.model)
+        network.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
+        if network.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_random"], network.device)
         return Progress(meta["epoch"], meta["step"], meta["seconds"])
 
     def _owner(self, network: Network) -> dict[str, Any]:
@@ -157,19 +160,23 @@ class Checkpoints:
 
 
 def _state_of(network: Network) -> dict[str, Any]:
-    pruner = network.pruner
+    pruner, device = network.pruner, network.device
+    on_cuda = device.type == "cuda"
     return {
         "optimizer": network.optimizer.state_dict(),
         "pruner": None if pruner is None else pruner.state_dict(),
         "compacted": network.compacted,
         "plan": None if network.plan is None else network.plan.to_dict(),
+        "scaler": network.scaler.state_dict(),
         "random": torch.get_rng_state(),
+        "device_random": torch.cuda.get_rng_state(device) if on_cuda else None,
     }
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        # Optimisers bring their state to the device of the weights themselves.
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises whatever its parts raise
         reason = str(error).split("\n")[0]
         raise ValueError(f"Expected {path} to be a file of torch.save. Got: {reason}") from None

@@ -48,7 +48,7 @@ def train(
         ValueError: the checkpoint is damaged or belongs to another training.
     """
     callback = callback or Callback()
-    model, optimizer = network.model, network.optimizer
+    model, optimizer, device = network.model, network.optimizer, network.device
     epoch_steps = steps_per_epoch(len(dataset.train_x), recipe.batch_size)
     total_steps = recipe.epochs * epoch_steps
     last_update = network.updates[-1] if network.updates else None
@@ -60,18 +60,20 @@ def train(
 
     for epoch in range(progress.epoch, recipe.epochs):
         started = time.perf_counter()
-        loss_sum = torch.zeros(())
+        loss_sum = torch.zeros((), device=device)
         model.train()
         step = epoch * epoch_steps
         for x, y in dataset.train_batches(recipe.batch_size, seed=network.seed, epoch=epoch):
             factor = recipe.learning_rate.factor(step, total_steps, epoch_steps)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * factor
+            x, y = x.to(device), y.to(device)
             if recipe.tune and step == 0:
                 network.tune(x)
 
-            loss = cross_entropy(model(x), y)
-            loss.backward()
+            with network.autocast():
+                loss = cross_entropy(model(x), y)
+            network.scaler.scale(loss).backward()
             network.update()
             optimizer.zero_grad()
 
@@ -91,7 +93,8 @@ def train(
                 f"Expected a finite loss. Got {train_loss} in epoch {epoch + 1} of {network.name}, "
                 f"seed {network.seed}: lower optimizer.lr or lengthen the warm-up."
             )
-        test_loss, test_accuracy = evaluate(model, dataset)
+        with network.autocast():
+            test_loss, test_accuracy = evaluate(model, dataset)
         row = Row(
             network=network.name,
             seed=network.seed,
@@ -117,8 +120,10 @@ def train(
 def evaluate(model: nn.Module, dataset: Dataset, batch_size: int = 256) -> tuple[float, float]:
     """Mean cross entropy and accuracy, a fraction in [0, 1], over all targets of the test set."""
     model.eval()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     loss, correct = 0.0, 0
     for x, y in dataset.test_batches(batch_size):
+        x, y = x.to(device), y.to(device)
         logits = model(x)
         loss += cross_entropy(logits, y, reduction="sum").item()
         correct += int((logits.argmax(-1) == y).sum())

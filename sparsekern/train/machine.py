@@ -30,6 +30,7 @@ def versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "isa": native.isa,
         "machine": machine_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from sparsekern.optim import state_bytes
 from sparsekern.prune import Clock, Pruner
 from sparsekern.prune.distributed import is_distributed
 from sparsekern.prune.sparsify import find_targets
+from sparsekern.train.device import autocast, find_device, gradient_scaler
 from sparsekern.train.recipe import Recipe
 
 NETWORKS = ("dense", "sparse", "small_dense")
@@ -48,6 +50,8 @@ class Network:
         pruner: of the sparse network, else None.
         weights: the weights of the prunable layers; the same layers in every network.
         updates: the steps at which the topology changes.
+        precision: of the forward pass, see :func:`~sparsekern.train.device.autocast`.
+        scaler: of float16's gradients.
         compacted: whether the dense masters have become compact.
         plan: the kernels that were measured and chosen, if any were.
     """
@@ -60,15 +64,27 @@ class Network:
     pruner: Pruner | None
     weights: list[nn.Parameter]
     updates: list[int]
+    precision: str
+    scaler: torch.amp.GradScaler
     compacted: bool = False
     plan: Plan | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self.weights[0].device
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What the forward pass runs under."""
+        return autocast(self.device, self.precision)
 
     def update(self) -> None:
         """The optimiser step, or what the method puts in its place."""
         if self.pruner is None:
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
         else:
-            self.pruner.step()
+            self.pruner.step(scaler=self.scaler)
+        self.scaler.update()
 
     @property
     def density(self) -> float:
@@ -90,7 +106,8 @@ class Network:
         formats = [layer.format for layer in sparse_layers(self.model).values()]
         if any(f.measured is None or not f.measured.holds_at(f.density) for f in formats):
             self.model.train()
-            self.plan = tune(self.model, x)
+            with self.autocast():
+                self.plan = tune(self.model, x)
 
     def compact(self) -> bool:
         """Makes dense masters compact, if there are any. Returns whether it could.
@@ -152,11 +169,14 @@ def build_network(
         vocabulary=dataset.vocabulary,
         per_token=dataset.per_token,
     )
+    device = find_device(recipe.device)
+    model.to(device)
     optimizer = recipe.optimizer.build(model)
     targets, _ = find_targets(model, recipe.exclude)
     weights = [target.weight for target in targets]
+    precision, scaler = recipe.precision, gradient_scaler(device, recipe.precision)
     if name != "sparse":
-        return Network(name, seed, width, model, optimizer, None, weights, [])
+        return Network(name, seed, width, model, optimizer, None, weights, [], precision, scaler)
     total_steps = recipe.epochs * steps_per_epoch(len(dataset.train_x), recipe.batch_size)
     pruner = Pruner(
         model,
@@ -172,4 +192,4 @@ def build_network(
     updates = [
         step for step in range(total_steps) if recipe.method.is_update(Clock(step, total_steps))
     ]
-    return Network(name, seed, width, model, optimizer, pruner, weights, updates)
+    return Network(name, seed, width, model, optimizer, pruner, weights, updates, precision, scaler)

@@ -14,6 +14,7 @@ from sparsekern.formats import FORMATS
 from sparsekern.models import MODELS, Model
 from sparsekern.prune import METHODS, Method
 from sparsekern.prune.select import check_format
+from sparsekern.train.device import PRECISIONS, check_device_name, find_device
 from sparsekern.train.learning_rate import SCHEDULES, Schedule
 from sparsekern.train.optimizers import OPTIMIZERS, Optimizer
 from sparsekern.train.recipe_errors import validate, within
@@ -58,6 +59,9 @@ class Recipe(BaseModel):
         compact: whether dense masters become compact after the last change of topology.
         tune: whether the kernels of each layer are measured before the first step and again at the
             final density (:func:`sparsekern.tune`); by default a fixed rule chooses them.
+        device: "auto" (the GPU where there is one), "cpu", "cuda" or "cuda:<number>".
+        precision: "float32", or "bfloat16" or "float16" for the forward pass under autocast, with
+            float32 weights (and scaled gradients for float16).
         baselines: what else is trained.
         checkpoint_every: epochs between two checkpoints; the end of a training is always one.
     """
@@ -79,6 +83,8 @@ class Recipe(BaseModel):
     format: str = "auto"
     compact: bool = False
     tune: bool = False
+    device: str = "auto"
+    precision: str = "float32"
     baselines: Baselines = Baselines()
     checkpoint_every: Count = 10
 
@@ -95,6 +101,20 @@ class Recipe(BaseModel):
             known = ", ".join(["auto", *sorted(FORMATS)])
             raise ValueError(f"Expected format to be one of {known}. Got {format!r}.")
         return format
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        check_device_name(device)
+        return device
+
+    @field_validator("precision")
+    @classmethod
+    def _check_precision(cls, precision: str) -> str:
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ValueError(f"Expected precision to be one of {known}. Got {precision!r}.")
+        return precision
 
     @model_validator(mode="after")
     def _check_blocks(self) -> Recipe:
@@ -113,6 +133,11 @@ class Recipe(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain values with every default filled in; ``from_dict`` gives the same recipe again."""
         return self.model_dump(mode="json")
+
+    def on_this_machine(self) -> Recipe:
+        """The recipe with the device that its own means here, by which an interrupted run knows
+        where it was. Raises ValueError for a device that is not there."""
+        return self.model_copy(update={"device": str(find_device(self.device))})
 
     def with_small_dense_width(self, width: float | None) -> Recipe:
         """The recipe with the width of the smaller dense network filled in."""

@@ -61,6 +61,7 @@ def run(
         RuntimeError: another process trains in the folder; the loss is no longer finite.
     """
     callback = callback or Callback()
+    recipe = recipe.on_this_machine()
     dataset = recipe.data.load()
     build_network(recipe, dataset, "sparse", recipe.seed)  # what cannot work fails before any file
     folder = choose_folder(recipe, runs, name, fresh)

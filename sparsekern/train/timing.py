@@ -16,6 +16,7 @@ from statistics import fmean, median
 from torch import Tensor
 
 from sparsekern.data import Dataset
+from sparsekern.train.device import find_device, wait_for
 from sparsekern.train.loss import cross_entropy
 from sparsekern.train.network import Network, build_network
 from sparsekern.train.recipe import Recipe
@@ -71,6 +72,7 @@ class Stepper:
         self.stage = stage
         network = self.network = stage.network
         self.x, self.y = batch
+        self.wait = wait_for(network.device)
         self.quiet: list[tuple[float, float, float]] = []  # milliseconds of the three parts
         self.longer: list[float] = []  # what topology updates add to a step
         network.model.train()
@@ -80,15 +82,20 @@ class Stepper:
 
     def step(self) -> tuple[float, float, float]:
         """One training step; milliseconds of forward, backward and update."""
-        begin = time.perf_counter()
-        loss = cross_entropy(self.network.model(self.x), self.y)
-        forward = time.perf_counter()
-        loss.backward()
-        backward = time.perf_counter()
+        begin = self._now()
+        with self.network.autocast():
+            loss = cross_entropy(self.network.model(self.x), self.y)
+        forward = self._now()
+        self.network.scaler.scale(loss).backward()
+        backward = self._now()
         self.network.update()
         self.network.optimizer.zero_grad()
-        end = time.perf_counter()
+        end = self._now()
         return (forward - begin) * 1e3, (backward - forward) * 1e3, (end - backward) * 1e3
+
+    def _now(self) -> float:
+        self.wait()
+        return time.perf_counter()
 
     def quiet_step(self) -> tuple[float, float, float]:
         """A step at which the topology does not change: one after the end of the run."""
@@ -122,8 +129,10 @@ class Stepper:
 
 
 def one_batch(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """The batch that all networks are timed on."""
-    return next(dataset.train_batches(recipe.batch_size, seed=recipe.seed, epoch=0))
+    """The batch that all networks are timed on, on their device."""
+    x, y = next(dataset.train_batches(recipe.batch_size, seed=recipe.seed, epoch=0))
+    device = find_device(recipe.device)
+    return x.to(device), y.to(device)
 
 
 def time_steps(

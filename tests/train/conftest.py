@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from sparsekern.data import Dataset
 from sparsekern.prune import METHODS
 from sparsekern.train import run as run_module
+from sparsekern.train.callbacks import Callback
+from sparsekern.train.checkpoint import Checkpoints, Progress
+from sparsekern.train.loop import train
+from sparsekern.train.metrics import MetricsLog, Row
+from sparsekern.train.network import Network, build_network
 from sparsekern.train.recipe import Recipe
 from sparsekern.train.recipe_file import load_recipe
 
@@ -68,3 +74,39 @@ def assert_same_training(folder: Path, other: Path) -> None:
     assert weights[0] == weights[1]
     states = [torch.load(end / "state.pt", weights_only=True) for end in ends]
     assert same(*states)
+
+
+class Stop(Callback):
+    """Interrupts the training after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def epoch_ended(self, row: Row) -> None:
+        if row["epoch"] == self.epoch:
+            raise KeyboardInterrupt
+
+
+def train_until(
+    recipe: Recipe,
+    folder: Path,
+    name: str = "sparse",
+    stop: int = 0,
+    seed: int = 0,
+    dataset: Dataset | None = None,
+) -> tuple[Network, Progress | None]:
+    """Trains a fresh network, or goes on with it, until the end or the epoch ``stop``."""
+    dataset = dataset or recipe.data.load()
+    network = build_network(recipe, dataset, name, seed)
+    try:
+        progress = train(
+            network,
+            dataset,
+            recipe,
+            log=MetricsLog(folder / "metrics.jsonl"),
+            checkpoints=Checkpoints(folder / "checkpoints", recipe.digest),
+            callback=Stop(stop),
+        )
+    except KeyboardInterrupt:
+        return network, None
+    return network, progress

@@ -171,9 +171,9 @@ def test_missing_file(checkpoints: Checkpoints, network: Network, name: str):
     [
         ("{", "to be JSON. Got something else."),
         ("[" * 100_000, "to be JSON. Got something else."),
-        ("[]", "to have format_version 2. Got None."),
-        ('{"format_version": 1}', "to have format_version 2. Got 1."),
-        ('{"format_version": 2}', "to have epoch of type int. Got None: the file is damaged."),
+        ("[]", "to have format_version 3. Got None."),
+        ('{"format_version": 1}', "to have format_version 3. Got 1."),
+        ('{"format_version": 3}', "to have epoch of type int. Got None: the file is damaged."),
     ],
 )
 def test_damaged_meta(checkpoints: Checkpoints, network: Network, content: str, sentence: str):

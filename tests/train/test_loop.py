@@ -14,51 +14,14 @@ from sparsekern.data import Dataset
 from sparsekern.data.images import CropAndFlip, Standardize
 from sparsekern.nn import sparse_layers
 from sparsekern.prune import METHODS
-from sparsekern.train.callbacks import Callback
-from sparsekern.train.checkpoint import Checkpoints, Progress
-from sparsekern.train.loop import evaluate, train
+from sparsekern.train.loop import evaluate
 from sparsekern.train.metrics import MetricsLog, Row
-from sparsekern.train.network import Network, build_network
+from sparsekern.train.network import build_network
 from sparsekern.train.recipe import Recipe
 from sparsekern.train.recipe_file import bundled_recipes, load_recipe
-from tests.train.conftest import assert_same_training
+from tests.train.conftest import assert_same_training, train_until
 
 NAMES = [name for name in METHODS if f"digits-{name}" in bundled_recipes()]
-
-
-class Stop(Callback):
-    """Interrupts the training after an epoch."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def epoch_ended(self, row: Row) -> None:
-        if row["epoch"] == self.epoch:
-            raise KeyboardInterrupt
-
-
-def _train(
-    recipe: Recipe,
-    folder: Path,
-    name: str = "sparse",
-    stop: int = 0,
-    seed: int = 0,
-    dataset: Dataset | None = None,
-) -> tuple[Network, Progress | None]:
-    dataset = dataset or recipe.data.load()
-    network = build_network(recipe, dataset, name, seed)
-    try:
-        progress = train(
-            network,
-            dataset,
-            recipe,
-            log=MetricsLog(folder / "metrics.jsonl"),
-            checkpoints=Checkpoints(folder / "checkpoints", recipe.digest),
-            callback=Stop(stop),
-        )
-    except KeyboardInterrupt:
-        return network, None
-    return network, progress
 
 
 def _rows(folder: Path) -> list[Row]:
@@ -67,7 +30,7 @@ def _rows(folder: Path) -> list[Row]:
 
 @pytest.mark.parametrize("name", ["sparse", "dense"])
 def test_learns(tiny: Callable[..., Recipe], tmp_path: Path, name: str):
-    network, progress = _train(tiny("rigl", "epochs=30"), tmp_path, name)
+    network, progress = train_until(tiny("rigl", "epochs=30"), tmp_path, name)
     rows = _rows(tmp_path)
     assert rows[-1]["test_accuracy"] > 0.9
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] / 4
@@ -81,22 +44,22 @@ def test_learns(tiny: Callable[..., Recipe], tmp_path: Path, name: str):
 def test_same_seed_same_bits(tiny: Callable[..., Recipe], tmp_path: Path, method: str):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        _train(tiny(method), tmp_path / folder)
+        train_until(tiny(method), tmp_path / folder)
     assert_same_training(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
     assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
 
 
 def test_lost_metrics_are_noticed_before_training(tiny: Callable[..., Recipe], tmp_path: Path):
-    _train(tiny("static"), tmp_path, stop=5)
+    train_until(tiny("static"), tmp_path, stop=5)
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match="for each of 4 epochs of sparse, seed 0, .* Got 0"):
-        _train(tiny("static"), tmp_path)
+        train_until(tiny("static"), tmp_path)
 
 
 def test_other_seed_other_bits(tiny: Callable[..., Recipe], tmp_path: Path):
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
-        _train(tiny("rigl", "epochs=1"), tmp_path / str(seed), seed=seed)
+        train_until(tiny("rigl", "epochs=1"), tmp_path / str(seed), seed=seed)
     losses = [_rows(tmp_path / str(seed))[0]["train_loss"] for seed in (0, 1)]
     assert losses[0] != losses[1]
 
@@ -112,7 +75,7 @@ def test_interrupted_equals_uninterrupted(
     for folder, stops in ((whole, [0]), (cut, [3, 6, 11, 0])):
         folder.mkdir()
         for stop in stops:
-            network, _ = _train(recipe, folder, stop=stop)
+            network, _ = train_until(recipe, folder, stop=stop)
     assert_same_training(whole / "checkpoints", cut / "checkpoints")
     assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
     assert network.compacted == (method == "gmp")
@@ -131,7 +94,7 @@ def test_interrupted_equals_uninterrupted_with_a_pattern(
     for folder, stops in ((whole, [0]), (cut, [6, 10, 11, 0])):
         folder.mkdir()
         for stop in stops:
-            network, _ = _train(recipe, folder, stop=stop)
+            network, _ = train_until(recipe, folder, stop=stop)
     assert_same_training(whole / "checkpoints", cut / "checkpoints")
     for name in ("hidden0", "hidden1"):
         layer = network.model.get_submodule(name)
@@ -141,8 +104,8 @@ def test_interrupted_equals_uninterrupted_with_a_pattern(
 
 def test_a_finished_training_is_not_repeated(tiny: Callable[..., Recipe], tmp_path: Path):
     recipe = tiny("rigl", "epochs=2")
-    trained, first = _train(recipe, tmp_path)
-    again, second = _train(recipe, tmp_path)
+    trained, first = train_until(recipe, tmp_path)
+    again, second = train_until(recipe, tmp_path)
     assert first == second
     for key, value in trained.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[key])
@@ -152,7 +115,7 @@ def test_gmp_becomes_compact_after_its_ramp(tiny: Callable[..., Recipe], tmp_pat
     for compact in (True, False):
         folder = tmp_path / str(compact)
         folder.mkdir()
-        network, _ = _train(tiny("gmp", f"compact={str(compact).lower()}"), folder)
+        network, _ = train_until(tiny("gmp", f"compact={str(compact).lower()}"), folder)
         keys = network.model.state_dict().keys()
         assert ("hidden1.format.col" in keys) == compact
         assert network.density == pytest.approx(0.2, abs=1e-4)
@@ -175,14 +138,14 @@ def test_random_masks_do_not_follow_the_weights(tiny: Callable[..., Recipe]):
 
 def test_learning_rate_advances_on_topology_updates(tiny: Callable[..., Recipe], tmp_path: Path):
     recipe = tiny("rigl", "method.update_every=1", "epochs=4", "learning_rate=linear")
-    _train(recipe, tmp_path)
+    train_until(recipe, tmp_path)
     rates = [row["learning_rate"] for row in _rows(tmp_path)]
     assert rates == pytest.approx([0.2 * (1 - step / 28) for step in (6, 13, 20, 27)])
 
 
 def test_loss_that_is_not_finite_stops_the_training(tiny: Callable[..., Recipe], tmp_path: Path):
     with pytest.raises(RuntimeError) as error:
-        _train(tiny("rigl", "optimizer.lr=1e30"), tmp_path)
+        train_until(tiny("rigl", "optimizer.lr=1e30"), tmp_path)
     sentence = str(error.value)
     assert sentence.startswith("Expected a finite loss. Got nan in epoch 1 of sparse, seed 0:")
     assert _rows(tmp_path) == []
@@ -232,7 +195,7 @@ def test_a_tuned_training_goes_on_with_its_plan(
     for folder, stops in ((whole, [0]), (cut, [3, 5, 0])):
         folder.mkdir()
         for stop in stops:
-            network, _ = _train(recipe, folder, stop=stop)
+            network, _ = train_until(recipe, folder, stop=stop)
             if stop == 3 and method == "rigl":  # from here on the plan comes from the checkpoint
                 monkeypatch.setattr(
                     sys.modules["sparsekern.nn.tune"], "time_layer", lambda *_: pytest.fail("again")
@@ -247,13 +210,13 @@ def test_a_tuned_training_goes_on_with_its_plan(
     assert {round(density, 6) for density in clock[-len(finals) :]} == set(finals)
     untuned = tmp_path / "untuned"
     untuned.mkdir()
-    assert _train(tiny(method), untuned)[0].plan is None
+    assert train_until(tiny(method), untuned)[0].plan is None
 
 
 def test_dense_networks_have_nothing_to_tune(
     tiny: Callable[..., Recipe], tmp_path: Path, clock: list[float]
 ):
-    network, _ = _train(tiny("rigl", "tune=true", "epochs=1"), tmp_path, "dense")
+    network, _ = train_until(tiny("rigl", "tune=true", "epochs=1"), tmp_path, "dense")
     assert network.plan is None
     assert not clock
 
@@ -285,6 +248,6 @@ def test_augmented_images_with_dropout_go_on_where_they_stopped(tmp_path: Path):
     for folder, stops in ((whole, [0]), (cut, [2, 3, 0])):
         folder.mkdir()
         for stop in stops:
-            _train(recipe, folder, stop=stop, dataset=dataset)
+            train_until(recipe, folder, stop=stop, dataset=dataset)
     assert_same_training(whole / "checkpoints", cut / "checkpoints")
     assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()

@@ -122,7 +122,7 @@ def test_what_a_run_writes(tiny: Callable[..., Recipe], tmp_path: Path):
     resolved = load_recipe(folder / "recipe.yaml")
     width = resolved.baselines.small_dense_width
     assert width is not None
-    assert resolved == recipe.with_small_dense_width(width)
+    assert resolved == recipe.on_this_machine().with_small_dense_width(width)
 
 
 @pytest.mark.usefixtures("quick_timing")
@@ -157,6 +157,7 @@ def test_summary(tiny: Callable[..., Recipe], tmp_path: Path):
         "python",
         "threads",
         "isa",
+        "gpu",
         "machine",
     }
 
@@ -186,7 +187,7 @@ def test_a_given_width_is_kept(tiny: Callable[..., Recipe], tmp_path: Path):
     recipe = tiny("static", "epochs=1", "baselines.small_dense_width=0.25")
     folder = run(recipe, tmp_path, callback=record)
     assert [e for e in record.events if e[0] == "measuring"] == [("measuring", "the step times")]
-    assert load_recipe(folder / "recipe.yaml") == recipe
+    assert load_recipe(folder / "recipe.yaml") == recipe.on_this_machine()
     assert read_summary(folder)["small_dense"]["width"] == 0.25
 
 
