@@ -271,7 +271,8 @@ class SparseFormat(nn.Module, ABC):
         and what was measured on this one is forgotten."""
         before = self.parameter.device.type
         super()._apply(fn, recurse)
-        if self.parameter.device.type not in (before, "meta"):
+        after = self.parameter.device.type
+        if after != before and "meta" not in (before, after):  # nothing to choose by on meta
             self._measured, self._probe = None, None
             self._choose_variant()
         return self

@@ -22,7 +22,7 @@ from sparsekern.patterns import UNSTRUCTURED, Block, FanIn, Pattern
 # PERF: densities up to which csr beats a dense layer forward + backward from batch 32 on, by 1.3 to
 # 2.5 times at 0.4 on the CPU (Zen 5), and up to which training with momentum takes less memory. A
 # batch of one loses from 0.15 on where the dense weight fits a cache (bench/never_slower.py).
-# Shapes, and so memory, follow from this rule, never from a clock.
+# Shapes, and so memory, follow from this rule, never from a clock. No GPU has confirmed its number.
 CSR_DENSITY = {"cpu": 0.4, "cuda": 0.02}
 # PERF: densities up to which a dense master trains faster on the csr kernels, values gathered and
 # gradients scattered: 1.0 to 2 times as fast at 0.5 from batch 32 on, but for a few thousand
@@ -31,8 +31,9 @@ CSR_DENSITY = {"cpu": 0.4, "cuda": 0.02}
 KERNEL_DENSITY = {"cpu": 0.55, "cuda": 0.02}
 SINGLE_DENSITY = 0.15
 # PERF: the same for blocks of at least LEAST_BLOCK weights; blocks of 16 x 16 at density 0.5 take
-# about a third of a dense layer's time, forward + backward (Zen 5).
-BSR_DENSITY = {"cpu": 0.5}
+# about a third of a dense layer's time, forward + backward (Zen 5). On CUDA, where no GPU has
+# confirmed it, both sides of a block must fill the tensor cores' tiles of 16.
+BSR_DENSITY = {"cpu": 0.5, "cuda": 0.25}
 LEAST_BLOCK = 16
 
 
@@ -43,8 +44,12 @@ def csr_pays(density: float, device: torch.device) -> bool:
 
 def bsr_pays(density: float, device: torch.device, pattern: Pattern) -> bool:
     """Whether masks are made of blocks, and these large and few enough for the bsr kernels."""
-    blocks = isinstance(pattern, Block) and pattern.numel >= LEAST_BLOCK
-    return blocks and density <= BSR_DENSITY.get(device.type, 0.0)
+    if not isinstance(pattern, Block):
+        return False
+    large = pattern.numel >= LEAST_BLOCK
+    if device.type == "cuda":
+        large = pattern.height % 16 == 0 and pattern.width % 16 == 0
+    return large and density <= BSR_DENSITY.get(device.type, 0.0)
 
 
 def choose_format(

@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import profile
 
 from sparsekern._extension import native
 from sparsekern.formats import FORMATS, LayerPlan, Plan, SparseFormat, choose_format, choose_kernel
 from sparsekern.formats.plan import (
+    BSR_DENSITY,
     CSR_DENSITY,
     KERNEL_DENSITY,
     forward_alone_is_dense,
@@ -24,7 +26,7 @@ from sparsekern.formats.plan import (
     sparse_weights,
 )
 from sparsekern.nn import SparseLinear
-from sparsekern.patterns import FanIn
+from sparsekern.patterns import Block, FanIn
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -72,6 +74,14 @@ def test_the_rule_is_written_down() -> None:
         assert choose_kernel(pays, device) == "csr"
         assert choose_kernel(does_not, device) == "dense"
     assert choose_format(0.001, torch.device("meta")) == "masked"
+
+
+def test_blocks_on_a_gpu_fill_its_tiles() -> None:
+    assert BSR_DENSITY == {"cpu": 0.5, "cuda": 0.25}
+    for height, width, pays in ((16, 16, True), (64, 32, True), (8, 32, False), (16, 24, False)):
+        block = Block(height, width)
+        assert choose_format(0.2, CUDA, pattern=block) == ("bsr" if pays else "masked")
+        assert choose_format(0.3, CUDA, pattern=block) == "masked"
 
 
 def test_forward_alone() -> None:
@@ -341,3 +351,18 @@ def test_what_is_no_plan(values: Any, sentence: str) -> None:
 def test_text_that_is_no_json() -> None:
     with pytest.raises(ValueError, match="Expected a plan to be JSON. Got: "):
         Plan.from_json("variant: fast")
+
+
+def test_another_kind_of_device_chooses_anew() -> None:
+    """What was measured on one device says nothing of another; its kernels may not be there."""
+    layers = [SparseLinear(32, 32, density=0.3, format=name) for name in ("masked", "csr")]
+    for layer, variant in zip(layers, ("csr", "dense"), strict=True):
+        layer.format.take_measured(entry(layer.format, variant, ""))
+        assert layer.format.running == variant
+    with FakeTensorMode():
+        for layer in layers:
+            layer._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=CUDA))
+            assert layer.format.measured is None
+            assert layer.format.variant == "auto"
+    assert layers[0].format.running == "dense"
+    assert layers[0].format.index is None
