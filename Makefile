@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: train test test-all cuda-check sanitize bench bench-avx2 bench-kernels rivals tables lint types format venv clean
+.PHONY: train test test-all cuda cuda-check sanitize bench bench-avx2 bench-kernels rivals tables lint types format venv clean
 
 train: venv  ## the main job: a sparse network on real data, from the recipe to the kernel
 	$(BIN)/sparsekern train digits-rigl
@@ -17,8 +17,14 @@ test: venv  ## the test suite, at most 12 minutes on two cores
 test-all: venv  ## everything, without a time limit
 	$(PYTEST) -m "not gpu"
 
+cuda: venv  ## CUDA C++ kernels into sparsekern/lib, some minutes; needs nvcc, no GPU and no CUDA torch
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DSPARSEKERN_CUDA=1 \
+	  -DSPARSEKERN_TORCH_DIR="$$($(BIN)/python -c 'import os, torch; print(os.path.dirname(torch.__file__))')"
+	$(BIN)/cmake --build build/cuda --target sparsekern_cuda
+
 cuda-check: venv  ## device code compiles for every architecture, without spills; needs no GPU
-	$(PYTEST) -s -m device_code tests/kernels
+	$(PYTEST) -s -m device_code tests/kernels tests/cuda
 
 sanitize: venv  ## native tests under the address and undefined-behaviour sanitizers
 	.ci/sanitize

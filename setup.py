@@ -2,7 +2,8 @@
 
 Switches, all environment variables: SPARSEKERN_NATIVE=0 builds a pure-Python package;
 SPARSEKERN_DEBUG=1 and SPARSEKERN_SANITIZE=address,undefined are passed on to CMake;
-SPARSEKERN_CUDA=auto|0 (this version has no CUDA sources, so 1 is refused).
+SPARSEKERN_CUDA=auto|0|1 says whether CUDA C++ is built (auto: where torch was built with CUDA and nvcc
+is found), SPARSEKERN_CUDA_ARCHS for which GPUs, e.g. "80;90a-real".
 """
 
 import importlib.util
@@ -18,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+CUDA = ("auto", "0", "1")
 
 
 def torch_dir() -> Path:
@@ -58,9 +60,12 @@ class CMakeBuild(build_ext):
             f"-DSPARSEKERN_TORCH_DIR={torch_dir()}",
             f"-DSPARSEKERN_OUTPUT_DIR={package / 'sparsekern'}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DSPARSEKERN_CUDA={switch('SPARSEKERN_CUDA', CUDA, 'auto')}",
             f"-DSPARSEKERN_DEBUG={switch('SPARSEKERN_DEBUG', ('0', '1'), '0')}",
             f"-DSPARSEKERN_SANITIZE={os.environ.get('SPARSEKERN_SANITIZE', '')}",
         ]
+        if "SPARSEKERN_CUDA_ARCHS" in os.environ:
+            configure.append(f"-DSPARSEKERN_CUDA_ARCHS={os.environ['SPARSEKERN_CUDA_ARCHS']}")
         if importlib.util.find_spec("pybind11") is not None:
             import pybind11
 
@@ -99,7 +104,7 @@ class PythonBuild(build_py):
         super().run()
 
 
-switch("SPARSEKERN_CUDA", ("auto", "0"), "auto")
+switch("SPARSEKERN_CUDA", CUDA, "auto")
 native = switch("SPARSEKERN_NATIVE", ("0", "1"), "1") == "1"
 setup(
     ext_modules=[Extension("sparsekern._C", sources=[])] if native else [],

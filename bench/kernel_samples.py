@@ -107,7 +107,7 @@ def _masked_adamw(device: torch.device) -> Sample:
     steps = [torch.full((), 3.0, device=device) for _ in params]
     rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
     flags = {"decoupled": True, "maximize": False, "zero_masked": True}
-    args = (params, grads, moments, squares, steps, bits, None)
+    args = (params, grads, moments, squares, steps, bits, [], None, None, None)
     return Sample(args, "benchmark", {**rates, **flags})
 
 
@@ -115,13 +115,13 @@ def _masked_sgd(device: torch.device) -> Sample:
     params, grads, moments, bits = _update(device)
     rates = {"lr": 1e-6, "momentum": 0.9, "dampening": 0.0, "weight_decay": 1e-4}
     flags = {"nesterov": False, "maximize": False, "zero_masked": True}
-    args = (params, grads, moments, [False] * len(params), bits, None)
+    args = (params, grads, moments, [False] * len(params), bits, [], None, None, None)
     return Sample(args, "benchmark", {**rates, **flags})
 
 
 def _masked_norm(device: torch.device) -> tuple[Any, ...]:
     _, grads, _, bits = _update(device)
-    return grads, bits
+    return grads, bits, None
 
 
 def _bsr_linear(device: torch.device) -> tuple[Any, ...]:

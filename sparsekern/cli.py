@@ -250,11 +250,11 @@ def bench(
 
 @app.command()
 def info() -> None:
-    """Show versions, the native library, and which kernel each op uses on this machine."""
-    from sparsekern.train.machine import native_facts, op_facts, versions
+    """Show versions, the native libraries, GPUs, and which kernel each op uses on this machine."""
+    from sparsekern.train.machine import gpu_facts, native_facts, op_facts, versions
 
     console = Console()
-    facts = versions() | native_facts()
+    facts = versions() | native_facts() | gpu_facts()
     facts.pop("isa")
     table = Table.grid(padding=(0, 2))
     for key, value in facts.items():

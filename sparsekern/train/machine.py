@@ -6,12 +6,14 @@ import importlib
 import os
 import platform
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
 
 import sparsekern
-from sparsekern._extension import native
+from sparsekern._extension import cuda, native
+from sparsekern.kernels.launch import INTERPRETING, why_no_triton
 from sparsekern.nn.times_cache import processor_name
 from sparsekern.ops import OPS, Op
 
@@ -48,6 +50,31 @@ def native_facts() -> dict[str, str]:
     facts["instruction sets compiled"] = build.pop("isas")
     facts["CPU features"] = ", ".join(key for key, there in features.items() if there) or "none"
     return facts | {key.replace("_", " "): value for key, value in build.items()}
+
+
+def gpu_facts() -> dict[str, str]:
+    """The CUDA library, Triton and the GPUs: what is there, or why it is not."""
+    facts = {"CUDA library": str(cuda.path) if cuda.loaded else f"none: {cuda.reason}"}
+    if cuda.build is not None:
+        facts["CUDA library built by"] = cuda.build
+    facts["Triton"] = _triton()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for i in range(count):
+        major, minor = torch.cuda.get_device_capability(i)
+        facts[f"cuda:{i}"] = f"{torch.cuda.get_device_name(i)}, capability {major}.{minor}"
+    return facts if count else facts | {"CUDA devices": "none: torch sees no CUDA device."}
+
+
+def _triton() -> str:
+    device = torch.device("cpu" if INTERPRETING else "cuda")
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        version = ""
+    reason = why_no_triton(device)
+    if reason is None:
+        return f"{version or 'loaded'}{', interpreted' if INTERPRETING else ''}"
+    return f"{version}, not used: {reason}" if version else f"none: {reason}"
 
 
 @dataclass(frozen=True)

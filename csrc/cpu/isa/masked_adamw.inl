@@ -30,8 +30,8 @@ struct AdamwBody {
         has_l2(c.l2 != 0),
         clear(c.clear) {}
 
-  template <typename E, bool kMasked>
-  SPARSEKERN_INLINE void word(E* p, const E* g, T* m, T* v, uint64_t word) const {
+  template <typename E, typename G, bool kMasked>
+  SPARSEKERN_INLINE void word(E* p, const G* g, T* m, T* v, uint64_t word) const {
     for (int64_t k = 0; k < kWordBits; k += V::kWidth) {
       const Reg weight = V::load(p + k);
       Reg gradient = V::mul(V::load(g + k), factor);

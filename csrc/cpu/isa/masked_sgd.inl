@@ -28,8 +28,8 @@ struct SgdBody {
         start(c.start),
         clear(c.clear) {}
 
-  template <typename E, bool kMasked>
-  SPARSEKERN_INLINE void word(E* p, const E* g, T* b, T*, uint64_t word) const {
+  template <typename E, typename G, bool kMasked>
+  SPARSEKERN_INLINE void word(E* p, const G* g, T* b, T*, uint64_t word) const {
     for (int64_t k = 0; k < kWordBits; k += V::kWidth) {
       const typename V::Chosen kept = V::chosen(word >> k);
       const Reg weight = V::load(p + k);

@@ -16,8 +16,11 @@ struct UpdateSpan {
   void* first;          // momentum, or the first moment; may be null
   void* second;         // the second moment; may be null
   const uint8_t* bits;  // one bit a weight, from the lowest bit of a byte on; null: all are kept
+  void* copy;           // param, rounded to copy_dtype; may be null
   int64_t count;
-  Dtype dtype;  // of param and grad
+  Dtype dtype;       // of param
+  Dtype grad_dtype;  // 16 bits also where param is float
+  Dtype copy_dtype;  // 16 bits
 };
 
 // Rounded to float where weights are not double, as torch's fused optimisers round them.
@@ -62,8 +65,8 @@ struct CarriedSum {
 struct UpdateKernels {
   void (*adamw)(const UpdateSpan& span, const AdamwConstants& constants);
   void (*sgd)(const UpdateSpan& span, const SgdConstants& constants);
-  // The sum of squares of the kept gradients; `param` and the states are not used.
-  double (*squares)(const UpdateSpan& span);
+  // The sum of squares of the kept gradients times `factor`; neither `param` nor states are used.
+  double (*squares)(const UpdateSpan& span, double factor);
 };
 
 // The bodies in use for weights of this dtype (select.cpp).

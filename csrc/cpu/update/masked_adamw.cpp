@@ -14,16 +14,20 @@ namespace {
 
 void update_masked_adamw_cpu(TensorList params, TensorList grads, TensorList exp_avgs,
                              TensorList exp_avg_sqs, TensorList steps, TensorList bits,
-                             std::optional<Tensor> grad_factor, double lr, double beta1,
-                             double beta2, double eps, double weight_decay, bool decoupled,
-                             bool maximize, bool zero_masked) {
+                             TensorList copies, std::optional<Tensor> grad_factor,
+                             std::optional<Tensor> found_inf, std::optional<Tensor> rate, double lr,
+                             double beta1, double beta2, double eps, double weight_decay,
+                             bool decoupled, bool maximize, bool zero_masked) {
   const size_t length = params.size();
   check_length(grads, "grads", length);
   check_length(exp_avgs, "exp_avgs", length);
   check_length(exp_avg_sqs, "exp_avg_sqs", length);
   check_length(steps, "steps", length);
   check_length(bits, "bits", length);
-  const double factor = grad_factor ? scalar_of(*grad_factor, "grad_factor") : 1.0;
+  check_copies(copies, length);
+  const double factor = scalar_or(grad_factor, "grad_factor", 1);
+  const bool overflow = scalar_or(found_inf, "found_inf", 0) != 0;
+  lr = scalar_or(rate, "rate", lr);
 
   std::vector<UpdateSpan> spans(length);
   std::vector<AdamwConstants> constants(length);
@@ -31,6 +35,7 @@ void update_masked_adamw_cpu(TensorList params, TensorList grads, TensorList exp
     spans[i] = param_span(params[i], grads[i], bits[i]);
     spans[i].first = state_pointer(exp_avgs[i], "exp_avgs", spans[i]);
     spans[i].second = state_pointer(exp_avg_sqs[i], "exp_avg_sqs", spans[i]);
+    set_copy(copies, i, spans[i]);
     const double step = scalar_of(steps[i], "steps");
     AdamwConstants& c = constants[i];
     c.factor = maximize ? -factor : factor;
@@ -45,6 +50,7 @@ void update_masked_adamw_cpu(TensorList params, TensorList grads, TensorList exp
     c.eps = eps;
     c.clear = zero_masked;
   }
+  if (overflow) return;
   Tasks(spans).run([&](const Piece& piece, int64_t) {
     const UpdateSpan& whole = spans[piece.tensor];
     update_kernels(whole.dtype).adamw(cut(whole, piece), constants[piece.tensor]);

@@ -1,4 +1,4 @@
-// Formula    the L2 norm of the kept gradients of many tensors.
+// Formula    the L2 norm of the kept gradients of many tensors, times a factor.
 // Mapping    one partial sum a task; they are added in order, so threads do not change the bits.
 // Arithmetic partial sums in double; elements as ../isa/masked_norm.inl.
 // Contract   sparsekern/ops/update/masked_norm.py.
@@ -12,7 +12,9 @@
 namespace sparsekern {
 namespace {
 
-Tensor update_masked_norm_cpu(TensorList grads, TensorList bits) {
+Tensor update_masked_norm_cpu(TensorList grads, TensorList bits,
+                              std::optional<Tensor> grad_factor) {
+  const double factor = scalar_or(grad_factor, "grad_factor", 1);
   check_length(bits, "bits", grads.size());
   std::vector<UpdateSpan> spans(grads.size());
   bool is_double = false;
@@ -24,7 +26,7 @@ Tensor update_masked_norm_cpu(TensorList grads, TensorList bits) {
   std::vector<double> sums(size_t(tasks.count()), 0.0);
   tasks.run([&](const Piece& piece, int64_t task) {
     const UpdateSpan& whole = spans[piece.tensor];
-    sums[task] += update_kernels(whole.dtype).squares(cut(whole, piece));
+    sums[task] += update_kernels(whole.dtype).squares(cut(whole, piece), factor);
   });
   CarriedSum total;
   for (const double sum : sums) total.add(sum);

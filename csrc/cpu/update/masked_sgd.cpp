@@ -12,10 +12,10 @@ namespace sparsekern {
 namespace {
 
 void update_masked_sgd_cpu(TensorList params, TensorList grads, TensorList momentum_buffers,
-                           std::vector<bool> starts, TensorList bits,
-                           std::optional<Tensor> grad_factor, double lr, double momentum,
-                           double dampening, double weight_decay, bool nesterov, bool maximize,
-                           bool zero_masked) {
+                           std::vector<bool> starts, TensorList bits, TensorList copies,
+                           std::optional<Tensor> grad_factor, std::optional<Tensor> found_inf,
+                           std::optional<Tensor> rate, double lr, double momentum, double dampening,
+                           double weight_decay, bool nesterov, bool maximize, bool zero_masked) {
   const size_t length = params.size();
   const size_t buffers = momentum == 0 ? 0 : length;
   check_length(grads, "grads", length);
@@ -23,22 +23,26 @@ void update_masked_sgd_cpu(TensorList params, TensorList grads, TensorList momen
   check_length(bits, "bits", length);
   SPARSEKERN_CHECK(starts.size() == buffers, "Expected starts to have ", int64_t(buffers),
                    " entries. Got ", int64_t(starts.size()), ".");
-  const double factor = grad_factor ? scalar_of(*grad_factor, "grad_factor") : 1.0;
+  check_copies(copies, length);
+  const double factor = scalar_or(grad_factor, "grad_factor", 1);
+  const bool overflow = scalar_or(found_inf, "found_inf", 0) != 0;
 
   std::vector<UpdateSpan> spans(length);
   for (size_t i = 0; i < length; ++i) {
     spans[i] = param_span(params[i], grads[i], bits[i]);
     if (buffers != 0)
       spans[i].first = state_pointer(momentum_buffers[i], "momentum_buffers", spans[i]);
+    set_copy(copies, i, spans[i]);
   }
   SgdConstants constants{};
   constants.factor = maximize ? -factor : factor;
   constants.l2 = weight_decay;
   constants.momentum = momentum;
   constants.grad_weight = 1 - dampening;
-  constants.lr = lr;
+  constants.lr = scalar_or(rate, "rate", lr);
   constants.nesterov = nesterov;
   constants.clear = zero_masked;
+  if (overflow) return;
   Tasks(spans).run([&](const Piece& piece, int64_t) {
     const UpdateSpan& whole = spans[piece.tensor];
     SgdConstants own = constants;

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "../../common/ceil_div.h"
@@ -83,7 +84,8 @@ inline UpdateSpan cut(const UpdateSpan& whole, const Piece& piece) {
   };
   UpdateSpan part = whole;
   part.param = moved(whole.param, offset);
-  part.grad = static_cast<const char*>(whole.grad) + offset;
+  part.grad = static_cast<const char*>(whole.grad) + piece.first * bytes_of(whole.grad_dtype);
+  part.copy = moved(whole.copy, 2 * piece.first);
   part.first = moved(whole.first, state_offset);
   part.second = moved(whole.second, state_offset);
   part.bits = whole.bits == nullptr ? nullptr : whole.bits + piece.first / 8;
@@ -123,7 +125,7 @@ inline void* state_pointer(const Tensor& t, const char* name, const UpdateSpan& 
 // Gradients and masks; the caller adds what it updates. An empty mask means that all are kept.
 inline UpdateSpan gradient_span(const Tensor& grad, const Tensor& bits) {
   UpdateSpan span{};
-  span.dtype = update_dtype(grad, "grads");
+  span.dtype = span.grad_dtype = update_dtype(grad, "grads");
   span.count = grad.numel();
   check_elements(grad, "grads", grad.scalar_type(), span.count);
   span.grad = grad.data_ptr();
@@ -135,9 +137,27 @@ inline UpdateSpan gradient_span(const Tensor& grad, const Tensor& bits) {
 
 inline UpdateSpan param_span(const Tensor& param, const Tensor& grad, const Tensor& bits) {
   UpdateSpan span = gradient_span(grad, bits);
-  check_elements(param, "params", grad.scalar_type(), span.count);
+  span.dtype = update_dtype(param, "params");
+  // Weights in float take gradients in 16 bits; all others have their gradients' dtype.
+  const bool wide = span.dtype == Dtype::kFloat && bytes_of(span.grad_dtype) == 2;
+  check_elements(param, "params", wide ? ScalarType::Float : grad.scalar_type(), span.count);
   span.param = param.mutable_data_ptr();
   return span;
+}
+
+inline void check_copies(const TensorList& copies, size_t length) {
+  if (!copies.empty()) check_length(copies, "copies", length);
+}
+
+// Where the new weights go besides, if there is a copy for them.
+inline void set_copy(const TensorList& copies, size_t i, UpdateSpan& span) {
+  if (copies.empty() || copies[i].numel() == 0) return;
+  span.copy_dtype = update_dtype(copies[i], "copies");
+  SPARSEKERN_CHECK(
+      span.dtype == Dtype::kFloat && bytes_of(span.copy_dtype) == 2,
+      "Expected copies to be bfloat16 or float16 ones of float32 weights. Got others.");
+  check_elements(copies[i], "copies", copies[i].scalar_type(), span.count);
+  span.copy = copies[i].mutable_data_ptr();
 }
 
 // A tensor of one float32 or float64.
@@ -148,6 +168,10 @@ inline double scalar_of(const Tensor& t, const char* name) {
                    " elements.");
   return dtype == Dtype::kDouble ? *static_cast<const double*>(t.data_ptr())
                                  : double(*static_cast<const float*>(t.data_ptr()));
+}
+
+inline double scalar_or(const std::optional<Tensor>& t, const char* name, double missing) {
+  return t ? scalar_of(*t, name) : missing;
 }
 
 }  // namespace sparsekern

@@ -12,6 +12,7 @@ from sparsekern.ops.mask.bits import unpack_bits_op
 
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SCALAR_DTYPES = (torch.float32, torch.float64)
+COPY_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -52,9 +53,52 @@ def check_like(
         check_device(value, f"{name}[{i}]", param.device, f"params[{i}]")
 
 
-def check_masked(
-    tensors: Sequence[Tensor], name: str, bits: Sequence[Tensor], factor: Tensor | None = None
-) -> None:
+def check_gradients(grads: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    """As :func:`check_like`; those of float32 weights may have 16 bits."""
+    check_list(grads, "grads", len(params))
+    for i, (grad, param) in enumerate(zip(grads, params, strict=True)):
+        fits = grad.dtype == param.dtype
+        fits = fits or (param.dtype == torch.float32 and grad.dtype in COPY_DTYPES)
+        if fits and grad.shape == param.shape and grad.device == param.device:
+            continue
+        wide = param.dtype == torch.float32
+        check_dtype(grad, f"grads[{i}]", (param.dtype, *COPY_DTYPES) if wide else (param.dtype,))
+        check_shape(grad, f"grads[{i}]", tuple(param.shape))
+        check_device(grad, f"grads[{i}]", param.device, f"params[{i}]")
+
+
+def check_copies(copies: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    """No copy at all, or for each parameter one in 16 bits of its shape, or an empty tensor."""
+    check_list(copies, "copies")
+    if len(copies) == 0:
+        return
+    check_list(copies, "copies", len(params))
+    for i, (copy, param) in enumerate(zip(copies, params, strict=True)):
+        if copy.numel() == 0 and (copy.shape == (0,) or param.numel() == 0):
+            continue
+        check_dtype(copy, f"copies[{i}]", COPY_DTYPES)
+        check_shape(copy, f"copies[{i}]", tuple(param.shape))
+        check_device(copy, f"copies[{i}]", param.device, f"params[{i}]")
+        if param.dtype != torch.float32:
+            raise TypeError(
+                f"Expected params[{i}] to have dtype torch.float32 where it has a copy. Got "
+                f"{param.dtype}."
+            )
+
+
+def check_scalars(params: Sequence[Tensor], **scalars: Tensor | None) -> None:
+    """``grad_factor``, ``found_inf`` and ``rate``: None, or one number where the weights are."""
+    for name, value in scalars.items():
+        if value is None:
+            continue
+        check_scalar(value, name)
+        if name == "found_inf":
+            check_dtype(value, name, (torch.float32,))
+        if len(params) > 0:
+            check_device(value, name, params[0].device, "params[0]")
+
+
+def check_masked(tensors: Sequence[Tensor], name: str, bits: Sequence[Tensor]) -> None:
     """Weights or gradients with their masks; all are on one device."""
     check_list(tensors, name)
     check_list(bits, "bits", len(tensors))
@@ -69,8 +113,6 @@ def check_masked(
         check_dtype(mask, f"bits[{i}]", (torch.uint8,))
         check_device(mask, f"bits[{i}]", each.device, f"{name}[{i}]")
         check_shape(mask, f"bits[{i}]", ((each.numel() + 7) // 8,))
-    if factor is not None:
-        check_scalar(factor, "grad_factor")
 
 
 def check_scalar(value: Tensor, name: str) -> None:
@@ -95,3 +137,19 @@ def scaled(grad: Tensor, dtype: torch.dtype, factor: Tensor | None, maximize: bo
     if factor is not None:
         wide = wide * factor.reshape(()).to(wide)
     return -wide if maximize else wide
+
+
+def write_reference(
+    targets: Sequence[Tensor], values: Sequence[Tensor], found_inf: Tensor | None
+) -> None:
+    """Writes the values, rounded to the targets' dtypes, unless ``found_inf`` is not zero."""
+    for target, value in zip(targets, values, strict=True):
+        new = value.to(target.dtype)
+        if found_inf is not None:
+            new = torch.where(found_inf.reshape(()) != 0, target, new)
+        target.copy_(new)
+
+
+def copy_of(copies: Sequence[Tensor], i: int) -> list[Tensor]:
+    """The copy of parameter ``i``, if it has one."""
+    return [copies[i]] if len(copies) > 0 and copies[i].numel() > 0 else []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,3 +60,33 @@ def all_lists(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, L
     """Names and samples."""
     for name in LISTS:
         yield name, lists(name, device, dtype)
+
+
+def with_copies(
+    params: Sequence[Tensor], grads: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients and copies in bfloat16, in float16, and float32 gradients without a copy."""
+    kinds = (torch.bfloat16, torch.float16, None)
+    some, copies = [], []
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        dtype = kinds[i % 3]
+        some.append(grad if dtype is None else grad.to(dtype))
+        copies.append(param.new_empty(0) if dtype is None else param.to(dtype).fill_(7))
+    return some, copies
+
+
+def shared_errors(
+    first: int, params: Sequence[Tensor]
+) -> Iterator[tuple[int, Any, type[Exception], str]]:
+    """What is wrong with an argument of AdamW and SGD, and which, from ``copies`` on."""
+    half = [p.half() for p in params]
+    yield first, half[:1], ValueError, "Expected copies to have 2 entries. Got 1"
+    yield first, half[::-1], ValueError, "Expected copies[0] to have shape (3, 2). Got (5,)"
+    yield first, list(params), TypeError, "Expected copies[0] to have dtype torch.bfloat16 or"
+    yield first, 5, TypeError, "Expected copies to be a list of tensors. Got int"
+    yield first + 1, torch.ones(2), ValueError, "Expected grad_factor to have one element"
+    yield first + 1, torch.ones(1).int(), TypeError, "Expected grad_factor to have dtype"
+    meta = torch.ones(1, device="meta")
+    yield first + 1, meta, ValueError, "Expected grad_factor to be on cpu like params[0]. Got meta"
+    yield first + 2, torch.ones(1).double(), TypeError, "Expected found_inf to have dtype torch.fl"
+    yield first + 3, 0.1, TypeError, "Expected rate to be a tensor. Got float"

@@ -114,6 +114,94 @@ def test_masks_keep_their_bits() -> None:
         assert not p.view(torch.uint8).any()  # +0, whatever was there
 
 
+ODD = torch.tensor([1.0, 1 / 3, float("nan"), -0.0, float("inf"), 1e5, 1e-42, 70000.0] * 83)
+
+
+@pytest.mark.parametrize("masked_of", [lambda i: i % 3 > 0, lambda i: i < 9999])
+@pytest.mark.parametrize("zero_masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_copies_are_the_rounded_weights(
+    dtype: torch.dtype, zero_masked: bool, masked_of: Any
+) -> None:
+    """Bit for bit, masked ones too, whatever the copy held before; gradients may be in 16 bits."""
+    for numel in (1, 63, 64, 65, 513, 664):
+        keep = ~masked_of(torch.arange(numel))
+        for bits in (packed(keep), [torch.empty(0, dtype=torch.uint8)]):
+            grad = torch.linspace(-2, 2, numel).to(dtype)
+            results = []
+            for gradient in (grad, grad.float()):
+                p, q, b = ODD[:numel].clone(), ODD[:numel].clone(), torch.ones(numel)
+                m, v = torch.zeros(numel), torch.ones(numel)
+                copies = [torch.full((numel,), 9, dtype=dtype) for _ in range(2)]
+                update.masked_adamw_(
+                    *([p], [gradient], [m], [v], [torch.ones(())], bits),
+                    **{**ADAMW, "copies": copies[:1], "zero_masked": zero_masked},
+                )
+                update.masked_sgd_(
+                    *([q], [gradient], [b], [False], bits),
+                    **{"lr": 0.1, "momentum": 0.9, "zero_masked": zero_masked},
+                    copies=copies[1:],
+                )
+                for weight, copy in zip((p, q), copies, strict=True):
+                    expected = weight.to(dtype)
+                    assert torch.equal(copy.isnan(), expected.isnan())
+                    there = ~expected.isnan()
+                    assert torch.equal(
+                        copy[there].view(torch.int16), expected[there].view(torch.int16)
+                    )
+                results.append((p, q, b, m, v))
+            for low, high in zip(*results, strict=True):
+                torch.testing.assert_close(low, high, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("flag", [1.0, 2.0, float("inf")])
+def test_an_overflow_changes_nothing(flag: float) -> None:
+    """Not even masked weights that would become zero; 0 means that there was none."""
+    found, none = torch.tensor([flag]), torch.tensor([0.0])
+    start = vector(1, 2, 3)
+    for overflow in (found, none, None):
+        p, q, m, v, b = start.clone(), start.clone(), *torch.full((3, 3), 2.0)
+        copies = [torch.full((3,), 9.0).half() for _ in range(2)]
+        options = {"zero_masked": True, "found_inf": overflow}
+        grad = [vector(4, float("inf"), 5)]
+        update.masked_adamw_(
+            *([p], grad, [m], [v], [torch.zeros(())], packed(KEPT)),
+            **{**ADAMW, **options, "copies": copies[:1]},
+        )
+        update.masked_sgd_(
+            *([q], grad, [b], [False], packed(KEPT)),
+            **{"lr": 0.5, "momentum": 0.5, **options, "copies": copies[1:]},
+        )
+        same = [torch.equal(start, p), torch.equal(start, q)]
+        same += [bool((each == 2).all()) for each in (m, v, b)]
+        same += [bool((each == 9).all()) for each in copies]
+        assert all(same) if overflow is found else not any(same)
+
+
+@pytest.mark.parametrize("scalars", [torch.float32, torch.float64])
+def test_a_rate_on_the_device_is_the_rate(scalars: torch.dtype) -> None:
+    """The same bits as the same number, also for the decay."""
+    rate = torch.tensor(0.3, dtype=scalars)
+    results = []
+    for given in ({"lr": 99.0, "rate": rate}, {"lr": rate.item()}):
+        p, q = torch.linspace(-1, 1, 70), torch.linspace(-1, 1, 70)
+        grad, m, v = torch.linspace(2, 3, 70), torch.zeros(70), torch.zeros(70)
+        none = [torch.empty(0, dtype=torch.uint8)]
+        options = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.5}
+        update.masked_adamw_([p], [grad], [m], [v], [torch.ones(())], none, **options, **given)
+        update.masked_sgd_([q], [grad], [], [], none, weight_decay=0.5, **given)
+        results.append((p, q))
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_the_norm_undoes_a_loss_scale_first() -> None:
+    """2^70 squared is infinite in float32."""
+    grads = [vector(3, 100, 4) * 2.0**70]
+    assert update.masked_norm(grads, packed(KEPT)).isinf()
+    assert update.masked_norm(grads, packed(KEPT), torch.tensor([2.0**-70])) == 5
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "update_masked_adamw_": {
         **{"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 0.0, "weight_decay": 0.0},
@@ -131,10 +219,11 @@ def plain_args(name: str) -> list[Any]:
     ones = [torch.ones(30) for _ in range(4)]
     bits = packed(ones[0] > 0)
     if name == "update_masked_norm":
-        return [[ones[0]], bits]
+        return [[ones[0]], bits, None]
+    more = ([ones[0].half()], None, None, None)
     if name == "update_masked_sgd_":
-        return [*([each] for each in ones[:3]), [True], bits, None]
-    return [*([each] for each in ones), [torch.ones(())], bits, None]
+        return [*([each] for each in ones[:3]), [True], bits, *more]
+    return [*([each] for each in ones), [torch.ones(())], bits, *more]
 
 
 @pytest.mark.skipif(not native.loaded, reason="no native library")
@@ -143,13 +232,15 @@ def test_native_code_checks_for_itself(name: str) -> None:
     """Called around Python's checks it raises, and writes nothing."""
     op = OPS[name]
     op.overload(*plain_args(name), **OPTIONS[name])
-    wrong = [[], [torch.ones(2)], [torch.ones(30).long()], [torch.ones(60)[::2]]]
+    half = [torch.ones(2).half(), torch.ones(60).half()[::2]]
+    wrong = [[], [torch.ones(2)], [torch.ones(30).long()], [torch.ones(60)[::2]], *zip(half)]
     for at, good in enumerate(plain_args(name)):
         if not isinstance(good, list) or not isinstance(good[0], Tensor):
             continue
-        for value in wrong:
+        is_copies = good[0].dtype == torch.float16
+        for value in wrong[is_copies:]:  # there may be no copies
             args = plain_args(name)
-            args[at] = value
+            args[at] = list(value)
             before = [each.clone() for each in args[0]]
             with pytest.raises(RuntimeError, match=r"Expected .* Got "):
                 op.overload(*args, **OPTIONS[name])
