@@ -49,6 +49,11 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = outer
 
 
+def debugging() -> bool:
+    """Whether SPARSEKERN_DEBUG=1 asks for checks of contents, for which the host waits."""
+    return os.environ.get("SPARSEKERN_DEBUG") == "1" and _recorded is None
+
+
 def launch(
     kernel: Any,
     grid: tuple[int, ...],

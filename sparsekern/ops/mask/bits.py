@@ -18,8 +18,8 @@ _SHAPES = ((0,), (1,), (7,), (8,), (3, 3), (5, 16), (129, 31))
 def _pack_reference(mask: Tensor) -> Tensor:
     flat = mask.flatten().to(torch.uint8)
     padded = torch.cat([flat, flat.new_zeros(-flat.numel() % 8)]).view(-1, 8)
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
-    return (padded * weights).sum(1, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (padded << shifts).sum(1, dtype=torch.uint8)
 
 
 def _unpack_reference(bits: Tensor, shape: Sequence[int]) -> Tensor:
@@ -151,6 +151,7 @@ unpack_bits_op = define_op(
     samples=_unpack_samples,
     errors=_unpack_errors,
     cost=lambda bits, shape: Cost(0, bits.numel(), 8 * bits.numel()),
+    triton=Launcher("mask.bits", "unpack_bits"),
 )
 
 apply_op = define_op(
@@ -165,6 +166,7 @@ apply_op = define_op(
     cost=lambda x, bits: Cost(
         0, x.numel() * x.element_size() + bits.numel(), x.numel() * x.element_size()
     ),
+    triton=Launcher("mask.bits", "apply_"),
 )
 
 
@@ -178,6 +180,7 @@ count_op = define_op(
     samples=_count_samples,
     errors=_count_errors,
     cost=lambda mask: Cost(0, mask.numel(), 8),
+    triton=Launcher("mask.bits", "count"),
 )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.mask.bits import pack_bits, unpack_bits
 
@@ -92,6 +93,9 @@ def _long_samples(
     device: torch.device, dtype: torch.dtype, generator: torch.Generator
 ) -> Iterator[Sample]:
     """Scores of several pieces, whose threshold is guessed from a sample."""
+    middle = torch.randn(90, 201, generator=generator).round(decimals=1).to(device, dtype)
+    yield Sample((middle.t(), 6_000, None), "middle")
+    yield Sample((middle, 9_000, middle > -1), "middle_among")
     long = torch.randn(200_000, generator=generator).to(device, dtype)
     yield Sample((long, 10_000, None), "several_chunks")
     yield Sample((long, 20_000, long < 0.3), "long_among")
@@ -151,6 +155,12 @@ def _bits_cost(scores: Tensor, k: int, among: Tensor | None = None) -> Cost:
     return Cost(0, read, (scores.numel() + 7) // 8)
 
 
+def _limits(scores: Tensor, k: int, among: Tensor | None = None) -> str | None:
+    if scores.dtype != torch.float32:
+        return f"the kernels order 32 bits. Got scores of {scores.dtype}."
+    return None
+
+
 topk_op = define_op(
     "mask_topk(Tensor scores, SymInt k, Tensor? among=None) -> Tensor",
     reference=_reference,
@@ -161,6 +171,7 @@ topk_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("mask.topk", "topk", _limits),
 )
 
 topk_bits_op = define_op(
@@ -175,6 +186,7 @@ topk_bits_op = define_op(
     samples=_bits_samples,
     errors=_bits_errors,
     cost=_bits_cost,
+    triton=Launcher("mask.topk", "topk_bits", _limits),
 )
 
 
