@@ -26,9 +26,9 @@ class CondensedFormat(CsrFormat):
     of the mask, ``col`` ``[O, k]`` holds the input of each.
 
     Of the index only ``col`` is stored; the rest is that of :class:`CsrFormat`, whose kernels run,
-    and is rebuilt at load. Linear layers without gradients run kernels of their own for batches of
-    at most 16 (:func:`sparsekern.ops.condensed.linear`), but under ``torch.compile``. The weight of
-    a convolution is the matrix ``[O, I / groups * kh * kw]``. A change of topology keeps the rows
+    and is rebuilt at load. Linear layers on the CPU without gradients run kernels of their own for
+    batches of at most 16 (:func:`sparsekern.ops.condensed.linear`), but under ``torch.compile``.
+    The weight of a convolution is the matrix ``[O, I / groups * kh * kw]``. A change of topology keeps the rows
     of one length, if need be another one for all.
 
     Bytes: 4 for a value, about 13 for indices per kept weight, as csr.
@@ -68,6 +68,7 @@ class CondensedFormat(CsrFormat):
             or self._variant == "dense"
             or not isinstance(x, Tensor)
             or x.numel() > SMALL_BATCH * self.shape[1]
+            or x.device.type != "cpu"
         ):
             return super().activated_linear(x, bias, activation)
         y = condensed.linear(x, self.values, self.col, self.shape[1], bias)
