@@ -2,8 +2,8 @@
 
 Switches, all environment variables: SPARSEKERN_NATIVE=0 builds a pure-Python package;
 SPARSEKERN_DEBUG=1 and SPARSEKERN_SANITIZE=address,undefined are passed on to CMake;
-SPARSEKERN_CUDA=auto|0|1 says whether CUDA C++ is built (auto: where torch was built with CUDA and nvcc
-is found), SPARSEKERN_CUDA_ARCHS for which GPUs, e.g. "80;90a-real".
+SPARSEKERN_CUDA=auto|0|1 says whether CUDA C++ is built (auto: where torch was built with CUDA and
+nvcc works), SPARSEKERN_CUDA_ARCHS for which GPUs, in CMake's words: "80;90a-real".
 """
 
 import importlib.util

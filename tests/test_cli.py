@@ -175,7 +175,8 @@ def test_recipes():
 def test_info():
     result = _invoke("info")
     assert result.exit_code == 0
-    for words in (sparsekern.__version__, torch.__version__, "native library", "threads", *OPS):
+    libraries = ("native library", "CUDA library", "Triton", "CUDA devices")
+    for words in (sparsekern.__version__, torch.__version__, *libraries, "threads", *OPS):
         assert words in result.stdout
     assert result.stdout.count("picks it") == len(OPS)
 

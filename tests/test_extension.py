@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from sparsekern._extension import _is_truncated, native
+from sparsekern._extension import CudaLibrary, _is_truncated, cuda, native
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -116,3 +118,52 @@ def test_a_truncated_library_is_not_loaded(kept: float, tmp_path: Path) -> None:
     part = tmp_path / native.path.name
     part.write_bytes(whole[: int(kept * len(whole))])
     assert _is_truncated(part) == (kept < 1)
+
+
+def test_no_cuda_library_without_cuda() -> None:
+    if torch.version.cuda is None:
+        assert cuda == CudaLibrary(reason="torch was built without CUDA.")
+        assert not cuda.loaded
+
+
+PRETEND = """
+import pathlib, torch
+torch.version.cuda = "13.0"
+def ask(*args):
+    raise AssertionError("a device was asked for")
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = ask
+import sparsekern._extension as extension
+extension.PACKAGE = pathlib.Path({package!r})
+print(extension._load_cuda())
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "environment", "reason"),
+    [
+        (None, {}, "no native library in {package}/lib; build it with `make cuda` (needs nvcc)."),
+        (b"not a library", {}, "{package}/lib/libsparsekern_cuda.so could not be loaded: "),
+        (None, {"SPARSEKERN_CUDA": "0"}, "SPARSEKERN_CUDA=0 is set."),
+        (None, {"SPARSEKERN_NATIVE": "0"}, "SPARSEKERN_NATIVE=0 is set."),
+    ],
+)
+def test_why_there_is_no_cuda_library(
+    content: bytes | None, environment: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    """In a torch with CUDA, which is pretended; no device is looked for, so forks stay possible."""
+    if content is not None:
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "lib" / "libsparsekern_cuda.so").write_bytes(content)
+    result = run(PRETEND.format(package=str(tmp_path)), **environment)
+    assert result.returncode == 0, result.stderr
+    assert f"reason={reason.format(package=tmp_path)!r}"[:-1] in result.stdout
+    assert result.stderr == ""
+
+
+def test_another_library_is_not_taken_for_it(tmp_path: Path) -> None:
+    if native.path is None:
+        pytest.skip(f"no native library: {native.reason}")
+    (tmp_path / "lib").mkdir()
+    shutil.copy(native.path, tmp_path / "lib" / "libsparsekern_cuda.so")
+    result = run(PRETEND.format(package=str(tmp_path)), SPARSEKERN_NATIVE="1")
+    assert "could not be loaded" in result.stdout, result.stderr

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFTOVERS = ("lib/libsparsekern_cpu.so", "_C.cpython-311-x86_64-linux-gnu.so")
@@ -60,3 +61,25 @@ def test_source_distribution_can_be_built_from(tree: Path) -> None:
     assert wanted | sources <= names
     assert "sparsekern/recipes/digits-rigl.yaml" in names
     assert not [name for name in names if name.endswith(".so")]
+
+
+def test_unknown_switch_is_refused(tree: Path) -> None:
+    environment = {**os.environ, "SPARSEKERN_CUDA": "2"}
+    command = [sys.executable, "setup.py", "-q", "--version"]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Expected SPARSEKERN_CUDA to be one of auto, 0, 1. Got '2'." in done.stderr
+
+
+def test_cuda_that_is_asked_for_needs_nvcc(tmp_path: Path) -> None:
+    tools = Path(sys.executable).parent
+    command = [
+        *(str(tools / "cmake"), f"-S{ROOT}", f"-B{tmp_path}", "-GNinja"),
+        f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}",
+        f"-DSPARSEKERN_TORCH_DIR={Path(torch.__file__).parent}",
+        *("-DSPARSEKERN_CUDA=1", "-DSPARSEKERN_NVCC="),
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "CUDACXX"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Expected nvcc to be installed for SPARSEKERN_CUDA=1." in done.stderr

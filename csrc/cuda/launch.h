@@ -2,8 +2,8 @@
 #pragma once
 #include <cuda_runtime.h>
 #include <dlfcn.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/c/shim.h>
 
 #include "../common/check.h"
 

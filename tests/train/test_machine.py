@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
 import sparsekern
-from sparsekern._extension import native
+from sparsekern._extension import CudaLibrary, cuda, native
+from sparsekern.kernels.launch import why_no_triton
 from sparsekern.ops import OPS
-from sparsekern.train.machine import machine_name, native_facts, op_facts, versions
+from sparsekern.train import machine
+from sparsekern.train.machine import gpu_facts, machine_name, native_facts, op_facts, versions
 
 
 def test_versions():
@@ -53,3 +57,35 @@ def test_without_native_code():
     )
     environment = {**os.environ, "SPARSEKERN_NATIVE": "0"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+
+
+def test_no_gpu_is_explained():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    facts = gpu_facts()
+    assert facts["CUDA devices"] == "none: torch sees no CUDA device."
+    assert facts["CUDA library"] == f"none: {cuda.reason}" or cuda.loaded
+    assert "not used: " in facts["Triton"] or facts["Triton"] == "none: triton is not installed."
+
+
+def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch):
+    """Pretended ones."""
+    library = CudaLibrary(path=Path("lib/libsparsekern_cuda.so"), build="nvcc 13.0 for 80")
+    monkeypatch.setattr(machine, "cuda", library)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    why_no_triton.cache_clear()
+    try:
+        facts = gpu_facts()
+    finally:
+        why_no_triton.cache_clear()
+    assert facts["CUDA library"] == "lib/libsparsekern_cuda.so"
+    assert facts["CUDA library built by"] == "nvcc 13.0 for 80"
+    assert (facts["cuda:0"], facts["cuda:1"]) == tuple(f"GPU {i}, capability 7.5" for i in (0, 1))
+    assert "CUDA devices" not in facts
+    if facts["Triton"] != "none: triton is not installed.":
+        assert facts["Triton"].endswith(
+            "not used: Triton kernels need compute capability 8.0. Got 7.5."
+        )

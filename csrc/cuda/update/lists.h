@@ -92,8 +92,10 @@ class Lists {
   void set_copy(Row* row, const TensorList& copies, size_t i) const {
     if (copies.empty() || copies[i].numel() == 0) return;
     const ScalarType type = copies[i].scalar_type();
-    SPARSEKERN_CHECK(type == ScalarType::Half || type == ScalarType::BFloat16,
-                     "Expected copies to be bfloat16 or float16. Got another dtype.");
+    const bool is_short = type == ScalarType::Half || type == ScalarType::BFloat16;
+    SPARSEKERN_CHECK(
+        row->dtype == Dtype::kFloat && is_short,
+        "Expected copies to be bfloat16 or float16 ones of float32 weights. Got others.");
     row->copy = array(copies[i], "copies", type, row->count);
     row->copy_is_half = type == ScalarType::Half;
   }

@@ -76,18 +76,19 @@ SPARSEKERN_HOST_DEVICE void store(void* array, const Place& place, const Unit<E>
   }
 }
 
-// The row's 16-bit copy of what its weights have become.
+// The row's 16-bit copy of what its weights have become; only float weights have one.
 template <typename E>
 SPARSEKERN_HOST_DEVICE void store_copy(const Row& row, const Place& place, const Unit<E>& weights) {
-  if (row.copy == nullptr) return;
-  Unit<uint16_t> copy{};
-  SPARSEKERN_UNROLL(4)
-  for (int k = 0; k < kUnit; ++k) {
-    const float weight = float(to_compute(weights.at[k]));
-    copy.at[k] =
-        row.copy_is_half ? from_compute<Half>(weight).bits : from_compute<BFloat16>(weight).bits;
+  if constexpr (std::is_same_v<E, float>) {
+    if (row.copy == nullptr) return;
+    Unit<uint16_t> copy{};
+    SPARSEKERN_UNROLL(4)
+    for (int k = 0; k < kUnit; ++k) {
+      copy.at[k] = row.copy_is_half ? from_compute<Half>(weights.at[k]).bits
+                                    : from_compute<BFloat16>(weights.at[k]).bits;
+    }
+    store(row.copy, place, copy);
   }
-  store(row.copy, place, copy);
 }
 
 // A unit without a kept weight: nothing is read that is not copied, and states are not touched.
