@@ -6,6 +6,7 @@ TORCH ?= torch==2.13.0
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest -q
 
+.PHONY: gpu gpu-test gpu-ceilings gpu-bench gpu-build
 .PHONY: train test test-all cuda cuda-check sanitize bench bench-avx2 bench-kernels rivals tables lint types format venv clean
 
 train: venv  ## the main job: a sparse network on real data, from the recipe to the kernel
@@ -46,6 +47,33 @@ rivals: venv  ## the packages that `make bench` compares with, where pip can ins
 
 tables:  ## README tables and pictures from bench/results
 	$(BIN)/python -m bench.tables
+
+# On a machine with an NVIDIA GPU. PYTHON is used as it is (torch with CUDA, triton, pytest, typer and
+# rich must be there) and nothing is installed. Rows are appended as they are measured, below RESULTS; a
+# tree that is no repository says with SPARSEKERN_COMMIT=... which commit it is.
+RESULTS ?= bench/results
+BUDGET_S ?= 200
+SUITES ?= all-suites
+MEASURE = PYTHONUNBUFFERED=1 $(PYTHON) -m bench.gpu.run --results $(RESULTS) --budget-s
+
+gpu: gpu-build  ## gpu-test, gpu-ceilings and gpu-bench in 9 minutes, the build included
+	@start=$$(date +%s); status=0; left() { echo $$((500 - $$(date +%s) + start)); }; \
+	$(MAKE) gpu-test BUDGET_S=190 || status=1; \
+	$(MAKE) gpu-ceilings BUDGET_S=$$(($$(left) / 3)) || status=1; \
+	$(MAKE) gpu-bench BUDGET_S=$$(left) || status=1; \
+	exit $$status
+
+gpu-test: gpu-build  ## the contract of every op on the device, tests marked gpu; 4 minutes at most
+	PYTHONUNBUFFERED=1 $(PYTHON) -m tests.gpu.run --results $(RESULTS) --budget-s $(BUDGET_S)
+
+gpu-ceilings: gpu-build  ## what the device, cuBLAS, cuSPARSELt and torch's own sparsity reach
+	$(MEASURE) $(BUDGET_S) all-ceilings
+
+gpu-bench: gpu-build  ## our kernels against them (SUITES="block topk"), within BUDGET_S seconds
+	$(MEASURE) $(BUDGET_S) $(SUITES)
+
+gpu-build:
+	@timeout 150 $(PYTHON) -m bench.gpu.build
 
 lint: venv
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -34,18 +35,29 @@ def machine_name() -> str:
 
 
 def commit() -> str:
-    """Short hash of HEAD, with -dirty when the tree differs from it."""
+    """Short hash of HEAD, with -dirty when the tree differs from it.
+
+    A copy of the tree that is no repository takes it from ``SPARSEKERN_COMMIT``.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    try:
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        found = result.stdout.strip()
+    except OSError:  # no git
+        found = ""
+    return found or os.environ.get("SPARSEKERN_COMMIT", "unknown")
 
 
 class Recorder:
-    """Appends rows as they are measured, each with everything needed to read it later."""
+    """Appends rows as they are measured, each with everything needed to read it later.
 
-    def __init__(self, folder: Path, gate: str) -> None:
+    ``device`` names what the rows were measured on (default: this machine's processor); ``more`` is
+    added to every row.
+    """
+
+    def __init__(self, folder: Path, gate: str, device: str | None = None, **more: Any) -> None:
         self.common: dict[str, Any] = {
-            "device": machine_name(),
+            "device": device or machine_name(),
             "commit": commit(),
             "gate": gate,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -54,6 +66,7 @@ class Recorder:
             "torch": torch.__version__,
             "sparsekern": sparsekern.__version__,
             "python": platform.python_version(),
+            **more,
         }
         self.path = folder / self.common["device"] / f"{self.common['commit']}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)

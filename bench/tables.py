@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.gpu import pages
 from bench.record import ROOT
 from bench.table_texts import (
     RESULTS,
@@ -29,7 +30,7 @@ from bench.table_texts import (
 )
 
 PICTURES = ROOT.parent / "docs"
-PAGES = (ROOT.parent / "README.md", PICTURES / "benchmarks.md")
+PAGES = (ROOT.parent / "README.md", PICTURES / "benchmarks.md", PICTURES / "gpu.md")
 COLORS = {"sparsekern_csr": "#d1495b", "sparseprop": "#2e86ab", "sparselab": "#4c566a"}
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -51,6 +52,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "never slower": never_slower,
     "optimizer adamw": optimizer("adamw"),
     "optimizer sgd": optimizer("sgd"),
+    "gpu goals": pages.goals,
+    "gpu ceilings": pages.ceilings,
 }
 
 

@@ -32,8 +32,22 @@ class Times:
         return {**rounded, "rounds": self.rounds}
 
 
-def interleave(contenders: dict[str, Callable[[], None]], budget_s: float) -> dict[str, Times]:
-    """Medians of all contenders, from as many rounds as the budget allows (at least 7)."""
+def wall_seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes by the host's clock; for the CPU, whose work is done on return."""
+    before = time.perf_counter()
+    run()
+    return time.perf_counter() - before
+
+
+def interleave(
+    contenders: dict[str, Callable[[], None]],
+    budget_s: float,
+    seconds_of: Callable[[Callable[[], Any]], float] = wall_seconds,
+) -> dict[str, Times]:
+    """Medians of all contenders, from as many rounds as the budget allows (at least 7).
+
+    ``seconds_of`` takes one call's time: the host's clock, or events of a GPU.
+    """
     for _ in range(WARM_UP_ROUNDS):
         for run in contenders.values():
             run()
@@ -46,9 +60,7 @@ def interleave(contenders: dict[str, Callable[[], None]], budget_s: float) -> di
             len(next(iter(seconds.values()))), time.perf_counter() - start, budget_s
         ):
             for name, run in contenders.items():
-                before = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - before)
+                seconds[name].append(seconds_of(run))
     finally:
         gc.enable()
     return {name: _times(samples) for name, samples in seconds.items()}

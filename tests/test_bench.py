@@ -342,9 +342,9 @@ def test_optimizer_contenders_take_the_same_steps(
     made: list[list[torch.nn.Parameter]] = []
     build = optimizer.parameters
 
-    def remember(size: int) -> list[torch.nn.Parameter]:
+    def remember(size: int, device: torch.device) -> list[torch.nn.Parameter]:
         torch.manual_seed(size)
-        made.append(build(size))
+        made.append(build(size, device))
         return made[-1]
 
     monkeypatch.setattr(optimizer, "parameters", remember)
@@ -354,7 +354,7 @@ def test_optimizer_contenders_take_the_same_steps(
     runs = optimizer.contenders(optimizer.Case(name, 2000, 0.1))
     for run in runs.values():
         run(), run()
-    ours, rival, fused, *_ = made
+    rival, fused, _, ours, *_ = made
     for p, q, r in zip(ours, rival, fused, strict=True):
         torch.testing.assert_close(p, q)
         assert 0.02 < (p != 0).float().mean() < 0.2

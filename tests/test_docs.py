@@ -49,7 +49,7 @@ def test_pages_are_generated_from_the_results() -> None:
 
 
 def test_readme_names_files_that_exist() -> None:
-    for page in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md"):
+    for page in ("README.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/gpu.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text("utf-8")):
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
 

@@ -28,8 +28,8 @@ class CondensedFormat(CsrFormat):
     Of the index only ``col`` is stored; the rest is that of :class:`CsrFormat`, whose kernels run,
     and is rebuilt at load. Linear layers on the CPU without gradients run kernels of their own for
     batches of at most 16 (:func:`sparsekern.ops.condensed.linear`), but under ``torch.compile``.
-    The weight of a convolution is the matrix ``[O, I / groups * kh * kw]``. A change of topology keeps the rows
-    of one length, if need be another one for all.
+    The weight of a convolution is the matrix ``[O, I / groups * kh * kw]``. A change of topology
+    keeps the rows of one length, if need be another one for all.
 
     Bytes: 4 for a value, about 13 for indices per kept weight, as csr.
 

@@ -1,0 +1,1 @@
+"""Benchmarks for machines with an NVIDIA GPU; everything also runs, tiny, on the CPU."""

@@ -1,0 +1,111 @@
+"""`python -m tests.gpu.run`: what confirms the GPU code, within a budget of seconds.
+
+In order: the contract of every op on the device; tests marked `gpu`; the slow ones of them
+(sanitizers, tensors of more than 2^31 elements); the contract on this machine's CPU, which may have
+an instruction set that no other machine here has. What did not fit is named, and every phase is a
+row of the results.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from bench.gpu.gate import CONTRACT, workers
+from bench.gpu.worker import name_of, versions
+from bench.record import ROOT, Recorder
+
+LEAST_S = 10.0  # a phase that has less is not begun
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A selection of tests, and whether processes may share the device."""
+
+    name: str
+    arguments: tuple[str, ...]
+    parallel: bool = True
+
+
+PHASES = (
+    Phase("contract on the device", (str(CONTRACT), "-k", "cuda-")),
+    Phase("gpu", ("tests", "-m", "gpu and not slow")),
+    Phase("gpu, slow", ("tests", "-m", "gpu and slow"), parallel=False),
+    Phase("contract on the CPU", (str(CONTRACT), "-k", "not cuda-", "-m", "not slow")),
+)
+
+
+def run_phase(phase: Phase, seconds: float) -> dict[str, Any]:
+    """Runs pytest for at most so long; its counts, and what became of it."""
+    began = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *phase.arguments]
+        command += workers() if phase.parallel else []
+        # A group of its own: its worker processes must not outlive it.
+        process = subprocess.Popen(command, cwd=ROOT.parent, start_new_session=True)
+        try:
+            code = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return {"status": f"not finished in {seconds:.0f} s", "seconds": round(seconds, 1)}
+        counts = counted(report) if report.exists() else {}
+    status = {0: "green", 5: "no test was selected"}.get(code, "red")
+    return {"status": status, "seconds": round(time.time() - began, 1), **counts}
+
+
+def counted(report: Path) -> dict[str, int]:
+    """How many tests passed, failed and were skipped."""
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    for case in ElementTree.parse(report).iter("testcase"):
+        broken = case.find("failure") is not None or case.find("error") is not None
+        skipped = case.find("skipped") is not None
+        counts["failed" if broken else "skipped" if skipped else "passed"] += 1
+    return counts
+
+
+def run(phases: tuple[Phase, ...], deadline: float, recorder: Recorder) -> bool:
+    """Runs the phases until ``deadline`` (of ``time.time()``); whether none was red."""
+    good = True
+    for phase in phases:
+        left = deadline - time.time()
+        if left < LEAST_S:
+            result: dict[str, Any] = {"status": "not run: the budget was spent"}
+        else:
+            result = run_phase(phase, left)
+        recorder.write(suite="gpu_tests", phase=phase.name, **result)
+        print(f"{phase.name}: {result}", flush=True)
+        good &= result["status"] not in ("red", "no test was selected")
+    return good
+
+
+def main(
+    budget_s: Annotated[float, typer.Option(help="seconds for everything")] = 200.0,
+    results: Annotated[Path, typer.Option(help="folder for result rows")] = ROOT / "results",
+) -> None:
+    """Runs the tests that need a GPU, and says what did not fit the budget."""
+    begun = time.time()
+    if not torch.cuda.is_available():
+        raise typer.BadParameter(
+            f"Expected a CUDA device. Got none that torch {torch.__version__} can see."
+        )
+    device = torch.device("cuda")
+    recorder = Recorder(results, "tests", name_of(device), **versions(device))
+    if not run(PHASES, begun + budget_s, recorder):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
