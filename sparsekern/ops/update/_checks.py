@@ -153,3 +153,12 @@ def write_reference(
 def copy_of(copies: Sequence[Tensor], i: int) -> list[Tensor]:
     """The copy of parameter ``i``, if it has one."""
     return [copies[i]] if len(copies) > 0 and copies[i].numel() > 0 else []
+
+
+def why_no_kernel(tensors: Sequence[Tensor], steps: Sequence[Tensor] = ()) -> str | None:
+    """What Triton's kernels cannot take, or None."""
+    if any(each.dtype == torch.float64 for each in tensors):
+        return "float64 runs in plain torch."
+    if len({(step.dtype, step.device) for step in steps}) > 1:
+        return "Triton's kernel takes steps of one dtype on one device."
+    return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_numbers
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.update._checks import (
     check_copies,
@@ -21,6 +22,7 @@ from sparsekern.ops.update._checks import (
     copy_of,
     kept,
     scaled,
+    why_no_kernel,
     write_reference,
 )
 from sparsekern.ops.update._samples import SMALL, all_lists, lists, shared_errors, with_copies
@@ -208,6 +210,10 @@ def _cost(params: Tensors, *rest: Any, **options: Any) -> Cost:
     return Cost(15 * numel, weights + grads + state + masks, weights + state + copies)
 
 
+def _limits(*args: Any, **options: Any) -> str | None:
+    return why_no_kernel(args[0], args[4])
+
+
 masked_adamw_op = define_op(
     "update_masked_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
     "Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor[] bits, Tensor(d!)[] copies, "
@@ -221,6 +227,7 @@ masked_adamw_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("update.masked_adamw", "masked_adamw", _limits),
 )
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_device
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
-from sparsekern.ops.update._checks import check_masked, check_scalar, kept, scaled
+from sparsekern.ops.update._checks import check_masked, check_scalar, kept, scaled, why_no_kernel
 from sparsekern.ops.update._samples import SMALL, all_lists, lists
 
 Tensors = Sequence[Tensor]
@@ -89,6 +90,10 @@ def _cost(grads: Tensors, bits: Tensors, grad_factor: Tensor | None) -> Cost:
     return Cost(2 * numel, sum(each.nbytes for each in (*grads, *bits)), 4)
 
 
+def _limits(*args: Any, **options: Any) -> str | None:
+    return why_no_kernel(args[0])
+
+
 masked_norm_op = define_op(
     "update_masked_norm(Tensor[] grads, Tensor[] bits, Tensor? grad_factor) -> Tensor",
     reference=_reference,
@@ -99,6 +104,7 @@ masked_norm_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("update.masked_norm", "masked_norm", _limits),
 )
 
 

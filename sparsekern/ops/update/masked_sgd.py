@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_numbers
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.update._checks import (
     check_copies,
@@ -21,6 +22,7 @@ from sparsekern.ops.update._checks import (
     kept,
     scaled,
     state_dtype,
+    why_no_kernel,
     write_reference,
 )
 from sparsekern.ops.update._samples import SMALL, all_lists, lists, shared_errors, with_copies
@@ -194,6 +196,10 @@ def _cost(params: Tensors, grads: Tensors, buffers: Tensors, *rest: Any, **optio
     return Cost(6 * numel, weights + read + state, weights + state + copies)
 
 
+def _limits(*args: Any, **options: Any) -> str | None:
+    return why_no_kernel(args[0])
+
+
 masked_sgd_op = define_op(
     "update_masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
     "bool[] starts, Tensor[] bits, Tensor(d!)[] copies, Tensor? grad_factor, Tensor? found_inf, "
@@ -207,6 +213,7 @@ masked_sgd_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("update.masked_sgd", "masked_sgd", _limits),
 )
 
 

@@ -1,0 +1,1 @@
+"""Triton kernels of optimiser steps that know the mask."""
