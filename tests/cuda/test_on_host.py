@@ -45,7 +45,7 @@ def _outputs(name: str, args: list[Any], result: Any) -> tuple[Tensor, ...]:
     return (*written(OPS[name], args), *tensors(result))
 
 
-@pytest.mark.parametrize(("name", "sample"), _cases(tuple(OPS_ON_HOST), DTYPES))
+@pytest.mark.parametrize(("name", "sample"), list(_cases(tuple(OPS_ON_HOST), DTYPES)))
 def test_matches_the_oracle(name: str, sample: Sample) -> None:
     op = OPS[name]
     args, plain_args, oracle_args = (
@@ -59,7 +59,7 @@ def test_matches_the_oracle(name: str, sample: Sample) -> None:
 
 
 # Those in float64 run in the CPU's scalar body, which is not fused.
-FUSED = _cases(IN_PLACE, (torch.float32, torch.bfloat16, torch.float16))
+FUSED = list(_cases(IN_PLACE, (torch.float32, torch.bfloat16, torch.float16)))
 
 
 @pytest.mark.parametrize(("name", "sample"), FUSED)

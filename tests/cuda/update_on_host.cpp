@@ -114,7 +114,7 @@ int64_t walk_on_host(const int64_t* counts, int64_t length, int64_t* launches_ro
       for (int thread = 0; thread < kThreads; ++thread) {
         const int64_t first = first_weight(table, found, chunk, thread);
         for (int u = 0; u < kUnits; ++u) {
-          const Place place = place_of(row, first, u, 0);
+          const Place place = place_of<false>(row, first, u, 0);
           for (int k = 0; k < place.count; ++k) {
             is_inside &= place.i >= 0 && place.i + k < row.count;
             ++static_cast<int32_t*>(row.copy)[place.i + k];

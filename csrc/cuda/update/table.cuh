@@ -90,18 +90,33 @@ SPARSEKERN_HOST_DEVICE int unit_count(const Row& row, int64_t i) {
 
 // The kept weights of a thread's units, 4 bits a unit.
 // PERF: bytes, as half of one is all a thread needs: the bits of a warp lie side by side in 16 bytes,
-// one sector, whatever the width of the load, and masks need no alignment.
+// one sector, whatever the width of the load, and masks need no alignment. No branch between the loads:
+// each would wait for the one before. Behind the end, where nothing is kept, the last byte is read.
 SPARSEKERN_HOST_DEVICE uint32_t kept_bits(const Row& row, int64_t first) {
+  uint32_t byte[kUnits];
+  if (row.bits == nullptr) {
+    SPARSEKERN_UNROLL(8)
+    for (int u = 0; u < kUnits; ++u) byte[u] = 0xffu;
+  } else {
+    const int64_t last = row.count - 1;
+    SPARSEKERN_UNROLL(8)
+    for (int u = 0; u < kUnits; ++u) {
+      const int64_t i = unit_weight(first, u);
+      byte[u] = row.bits[(i < last ? i : last) / 8];
+    }
+  }
   uint32_t kept = 0;
   SPARSEKERN_UNROLL(8)
   for (int u = 0; u < kUnits; ++u) {
-    const int64_t i = unit_weight(first, u);
-    const int count = unit_count(row, i);
-    uint32_t own = 0;
-    if (count > 0) own = row.bits == nullptr ? 0xfu : uint32_t(row.bits[i / 8]) >> (i % 8);
-    kept |= (own & ((1u << count) - 1)) << (kUnit * u);
+    const uint32_t exist = (1u << unit_count(row, unit_weight(first, u))) - 1;
+    kept |= (byte[u] >> (first % 8) & exist) << (kUnit * u);
   }
   return kept;
+}
+
+// Whether all units of the chunk that begins at this weight exist and can be loaded whole.
+SPARSEKERN_HOST_DEVICE bool is_whole_chunk(const Row& row, int64_t begin) {
+  return row.is_aligned && begin + kChunk <= row.count;
 }
 
 // Calls run(table, chunks) for as many rows as fit at a time; empty tensors are left out.

@@ -21,10 +21,12 @@ struct Place {
   SPARSEKERN_HOST_DEVICE bool keeps(int k) const { return (kept >> k & 1) != 0; }
 };
 
+template <bool kWholeChunk>
 SPARSEKERN_HOST_DEVICE Place place_of(const Row& row, int64_t first, int unit, uint32_t kept) {
   const int64_t i = unit_weight(first, unit);
-  const int count = unit_count(row, i);
-  return {i, count, row.is_aligned && count == kUnit, kept >> (kUnit * unit) & 0xfu};
+  const int count = kWholeChunk ? kUnit : unit_count(row, i);
+  const bool is_whole = kWholeChunk || (row.is_aligned && count == kUnit);
+  return {i, count, is_whole, kept >> (kUnit * unit) & 0xfu};
 }
 
 // PERF: spelled out for the GPU, as the compiler splits stores of structs into elements; __stwb would
@@ -105,19 +107,31 @@ SPARSEKERN_HOST_DEVICE void pass_over(const Row& row, const Place& place, bool c
 }
 
 // The work of one thread of a block: Step::unit for each of its units that has a kept weight.
-template <typename Step>
+template <typename Step, bool kWholeChunk>
 SPARSEKERN_HOST_DEVICE void walk(const Row& row, int64_t first, uint32_t kept,
                                  const typename Step::Constants& constants) {
 #if defined(__CUDA_ARCH__)
 #pragma unroll 1
 #endif
   for (int u = 0; u < kUnits; ++u) {
-    const Place place = place_of(row, first, u, kept);
+    const Place place = place_of<kWholeChunk>(row, first, u, kept);
     if (place.kept != 0) {
       Step::unit(row, place, constants);
     } else if (place.count > 0) {
       pass_over<typename Step::Param>(row, place, constants.clear);
     }
+  }
+}
+
+// PERF: chunks that are whole run without a branch that tells whole units from others.
+template <typename Step>
+SPARSEKERN_HOST_DEVICE void walk_chunk(const Row& row, int64_t first, int thread, uint32_t kept,
+                                       const typename Step::Constants& constants) {
+  if (constants.skip) return;
+  if (is_whole_chunk(row, first - thread * kUnit)) {
+    walk<Step, true>(row, first, kept, constants);
+  } else {
+    walk<Step, false>(row, first, kept, constants);
   }
 }
 
@@ -129,13 +143,14 @@ __global__ void __launch_bounds__(kThreads)
     update_kernel(const __grid_constant__ Table table,
                   const __grid_constant__ typename Step::Options options) {
   __shared__ typename Step::Constants shared;
+  const int thread = int(threadIdx.x);
   const int found = table.find(int32_t(blockIdx.x));
   const Row& row = table.row[found];
-  const int64_t first = first_weight(table, found, int32_t(blockIdx.x), int(threadIdx.x));
+  const int64_t first = first_weight(table, found, int32_t(blockIdx.x), thread);
   const uint32_t kept = kept_bits(row, first);
-  if (threadIdx.x == 0) shared = Step::constants(options, row);
+  if (thread == 0) shared = Step::constants(options, row);
   __syncthreads();
-  if (!shared.skip) walk<Step>(row, first, kept, shared);
+  walk_chunk<Step>(row, first, thread, kept, shared);
 }
 
 #else
@@ -147,9 +162,9 @@ void update_on_host(const Table& table, int32_t chunks, const typename Step::Opt
     const int found = table.find(chunk);
     const Row& row = table.row[found];
     const typename Step::Constants constants = Step::constants(options, row);
-    for (int thread = 0; thread < kThreads && !constants.skip; ++thread) {
+    for (int thread = 0; thread < kThreads; ++thread) {
       const int64_t first = first_weight(table, found, chunk, thread);
-      walk<Step>(row, first, kept_bits(row, first), constants);
+      walk_chunk<Step>(row, first, thread, kept_bits(row, first), constants);
     }
   }
 }
