@@ -94,9 +94,7 @@ def small_kernel(
 
 
 @triton.jit(do_not_specialize=["k"])
-def sample_kernel(
-    p_scores, p_among, p_state, k, numel, AMONG: tl.constexpr, SAMPLES: tl.constexpr
-):
+def sample_kernel(p_scores, p_among, p_state, k, numel, AMONG: tl.constexpr, SAMPLES: tl.constexpr):
     """The bracket: ranks ``k SAMPLES / numel`` in the sample, four deviations to either side.
 
     One score of each of SAMPLES equal stretches, at a place that a hash chooses: against patterns.
@@ -313,6 +311,4 @@ def _select(
     counts = scores.new_empty(tiles, dtype=torch.int32)
     launch(ties_kernel, walk, scores, among, state, counts, k, numel, capacity, **same)
     starts = scan(counts)
-    launch(
-        write_kernel, (tiles,), scores, among, state, starts, out, numel, PACKED=packed, **same
-    )
+    launch(write_kernel, (tiles,), scores, among, state, starts, out, numel, PACKED=packed, **same)
