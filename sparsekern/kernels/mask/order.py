@@ -18,6 +18,7 @@ from sparsekern.kernels.launch import launch
 
 SIGN = tl.constexpr(-(2**31))
 INFINITY = tl.constexpr(0x7F800000)  # bits of float32
+DIGITS = tl.constexpr(256)
 BLOCK = 8192
 
 
@@ -27,6 +28,38 @@ def key_of(score):
     bits = score.to(tl.int32, bitcast=True)
     size = bits & 0x7FFFFFFF
     return tl.where(size > INFINITY, SIGN, tl.where(bits < 0, -size, size))
+
+
+@triton.jit
+def signed(u):
+    """The key that is ``u`` from the lowest, u in [0, 2^32)."""
+    return (u - 2147483648).to(tl.int32)
+
+
+@triton.jit
+def digits_of(key, m_key, prefix, PASS: tl.constexpr):
+    """Histogram of digit PASS over the keys that begin with the prefix."""
+    u = key ^ SIGN
+    if PASS > 0:
+        known = (u >> (32 - 8 * PASS)) & ((1 << (8 * PASS)) - 1)
+        m_key = m_key & (known == prefix.to(tl.int32))
+    return tl.histogram((u >> (24 - 8 * PASS)) & 255, DIGITS, mask=m_key)
+
+
+@triton.jit
+def digit_at(bins, need):
+    """The digit that the ``need``-th largest key has, its rank among those, and how many they are.
+
+    Fewer keys than ``need``: all of them are needed. None needed: no key is above the last digit.
+    """
+    o_bin = tl.arange(0, DIGITS)
+    total = tl.sum(bins, axis=0)
+    need = tl.minimum(need, total)
+    over = total - tl.cumsum(bins, axis=0)  # in the digits above
+    here = (over < need) & (need <= over + bins)
+    digit = tl.where(need > 0, tl.max(tl.where(here, o_bin, 0), axis=0), DIGITS - 1)
+    need -= tl.sum(tl.where(here, over, 0), axis=0)
+    return digit, need, tl.sum(tl.where(here, bins, 0), axis=0)
 
 
 @triton.jit

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sparsekern.kernels.launch import INTERPRETING, debugging, launch
 from sparsekern.kernels.mask.bits import count, flag_of, unpack_bits
-from sparsekern.kernels.mask.order import SIGN, key_of, scan
+from sparsekern.kernels.mask.order import DIGITS, digit_at, digits_of, key_of, scan, signed
 
 BLOCK = 65536 if INTERPRETING else 4096  # the interpreter pays by the program
 WARPS = 8
@@ -36,7 +36,6 @@ PROGRAMS = 2 if INTERPRETING else 1024  # about what is resident at once
 SMALL = 8192  # scores that one program holds in registers
 SAMPLES = 16384
 SAMPLED = 2**17  # scores from which on a sample pays
-DIGITS = tl.constexpr(256)
 ROWS = tl.constexpr(8)  # where these parts of the state begin
 HISTOGRAMS = tl.constexpr(32)
 STATE = 32 + 4 * 256
@@ -53,12 +52,6 @@ def candidates(p_scores, p_among, first, numel, AMONG: tl.constexpr, BLOCK: tl.c
     if AMONG == 2:
         m_score = flag_of(p_among + first // 8, o_score, m_score, True) != 0
     return key, m_score
-
-
-@triton.jit
-def signed(u):
-    """The key of ``u``."""
-    return (u - 2147483648).to(tl.int32)
 
 
 @triton.jit
@@ -174,26 +167,9 @@ def narrowed(p_state, k, above, listed, PASS: tl.constexpr):
     if PASS == 0:
         return tl.zeros((), tl.int64), k - tl.where(listed, above, 0), tl.zeros((), tl.int64)
     p_row = p_state + ROWS + 3 * (PASS - 1)
-    o_bin = tl.arange(0, DIGITS)
-    bins = tl.load(p_state + HISTOGRAMS + DIGITS * (PASS - 1) + o_bin)
-    total = tl.sum(bins, axis=0)
-    need = tl.minimum(tl.load(p_row + 1), total)  # fewer candidates than k: all of them
-    over = total - tl.cumsum(bins, axis=0)  # in the digits above
-    here = (over < need) & (need <= over + bins)
-    digit = tl.max(tl.where(here, o_bin, 0), axis=0)
-    need -= tl.sum(tl.where(here, over, 0), axis=0)
-    equal = tl.sum(tl.where(here, bins, 0), axis=0)
+    bins = tl.load(p_state + HISTOGRAMS + DIGITS * (PASS - 1) + tl.arange(0, DIGITS))
+    digit, need, equal = digit_at(bins, tl.load(p_row + 1))
     return tl.load(p_row) * DIGITS + digit, need, equal
-
-
-@triton.jit
-def digits_of(key, m_key, prefix, PASS: tl.constexpr):
-    """Histogram of digit PASS over the keys that begin with the prefix."""
-    u = key ^ SIGN
-    if PASS > 0:
-        known = (u >> (32 - 8 * PASS)) & ((1 << (8 * PASS)) - 1)
-        m_key = m_key & (known == prefix.to(tl.int32))
-    return tl.histogram((u >> (24 - 8 * PASS)) & 255, DIGITS, mask=m_key)
 
 
 @triton.jit(do_not_specialize=["k"])

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_dtype, check_tensor
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.csr._samples import matrices
+
+WIDEST = 2**31 - 2**17  # columns: a tile of flags behind the last one is still an int32
 
 
 def _reference(mask: Tensor, nnz: int) -> tuple[Tensor, Tensor]:
@@ -56,6 +59,12 @@ def _cost(mask: Tensor, nnz: int) -> Cost:
     return Cost(flops=0, bytes_read=2 * mask.numel(), bytes_written=4 * (nnz + mask.shape[0] + 1))
 
 
+def _limits(mask: Tensor, nnz: int) -> str | None:
+    if mask.shape[1] >= WIDEST:
+        return f"the kernels take fewer than {WIDEST} columns. Got {mask.shape[1]}."
+    return None
+
+
 from_mask_op = define_op(
     "csr_from_mask(Tensor mask, SymInt nnz) -> (Tensor, Tensor)",
     reference=_reference,
@@ -66,6 +75,7 @@ from_mask_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("csr.index", "from_mask", _limits),
 )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_shape, check_tensor
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.csr._checks import check_index
 
@@ -65,6 +66,7 @@ move_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=lambda state, positions: Cost(0, state.nbytes + positions.nbytes, state.nbytes),
+    triton=Launcher("csr.move", "move"),
 )
 
 

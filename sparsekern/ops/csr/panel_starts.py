@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsekern.kernels.csr.panels import FORMAT, PanelGeometry
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.csr._rows import row_of
 from sparsekern.ops.csr._samples import matrices
 from sparsekern.ops.csr.from_mask import from_mask
 from sparsekern.ops.csr.transpose import _check
-
-FORMAT = 2
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return (a + b - 1) // b
-
-
-@dataclass(frozen=True)
-class PanelGeometry:
-    """Sizes that follow from shape and count alone (csrc/cpu/csr/panel_starts.h holds the same)."""
-
-    rows: int
-    cols: int
-    nnz: int
-
-    @property
-    def panels(self) -> int:
-        wanted = 16 * self.rows * self.cols // self.nnz if self.nnz > 0 else 1024
-        return _ceil_div(self.cols, min(max(wanted, 96), 1024) // 32 * 32)
-
-    @property
-    def panel(self) -> int:
-        return _ceil_div(self.cols, self.panels) if self.panels > 0 else 0
-
-    @property
-    def tail(self) -> int:
-        return (self.panels + 1) * self.rows
-
-    @property
-    def numel(self) -> int:
-        return self.tail + 4
 
 
 def _reference(crow: Tensor, col: Tensor, cols: int) -> Tensor:
@@ -55,8 +24,8 @@ def _reference(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     borders = torch.arange(g.panels + 1, device=col.device) * g.panel
     wanted = rows[None, :] * cols + borders.clamp(max=cols)[:, None]
     starts = torch.searchsorted(keys, wanted).flatten()
-    tail = torch.tensor([FORMAT, g.rows, g.cols, g.nnz], device=col.device)
-    return torch.cat([starts, tail]).to(torch.int32)
+    sizes = [torch.full((1,), n, device=col.device) for n in (FORMAT, g.rows, g.cols, g.nnz)]
+    return torch.cat([starts, *sizes]).to(torch.int32)
 
 
 def _fake(crow: Tensor, col: Tensor, cols: int) -> Tensor:
@@ -90,6 +59,7 @@ panel_starts_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("csr.index", "panel_starts"),
 )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_shape
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.csr._checks import check_rows
 from sparsekern.ops.csr._rows import row_of
@@ -73,6 +74,7 @@ position_map_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("csr.index", "position_map"),
 )
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_device, check_dtype, check_shape, check_size, check_tensor
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.csr._checks import check_index, check_rows
 from sparsekern.ops.csr._samples import matrices
-from sparsekern.ops.csr.from_mask import from_mask
+from sparsekern.ops.csr.from_mask import WIDEST, from_mask
 from sparsekern.ops.csr.index import CsrIndex, build_index, index_from_mask
 from sparsekern.ops.csr.panel_starts import PanelGeometry
 from sparsekern.ops.csr.position_map import position_map
@@ -110,6 +111,13 @@ def _cost(*args: Any) -> Cost:
     return Cost(0, read, sum(tensor.nbytes for tensor in index) + index.col.nbytes)
 
 
+def _limits(*args: Any) -> str | None:
+    rows, cols, taps = args[0].shape[0] - 1, args[8], args[9]
+    if max(cols, rows * taps) >= WIDEST:
+        return f"the kernels take fewer than {WIDEST} rows and columns. Got {rows} x {cols}."
+    return None
+
+
 rebuild_op = define_op(
     "csr_rebuild_(Tensor(a!) crow, Tensor(b!) col, Tensor(c!) starts, Tensor(d!) crow_t, "
     "Tensor(e!) col_t, Tensor(f!) perm, Tensor(g!) starts_t, Tensor mask, SymInt cols, "
@@ -122,6 +130,7 @@ rebuild_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("csr.rebuild", "rebuild", _limits),
 )
 
 

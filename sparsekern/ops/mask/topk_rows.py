@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_device, check_dtype, check_shape, check_tensor
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 
 INFINITIES = {"nan": -torch.inf, "posinf": torch.inf, "neginf": -torch.inf}
@@ -68,6 +69,9 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample((long, torch.full((300,), 300, device=device), None), "typical")
     narrow = torch.randn(3000, 9, generator=generator).to(device, dtype)
     yield Sample((narrow, torch.full((3000,), 2, device=device), narrow < 1e9), "narrow")
+    wide = torch.randn(3, 9001, generator=generator).round(decimals=1).to(device, dtype)
+    yield Sample((wide, uneven[:3] * 4500, None), "wide")
+    yield Sample((wide[:, 2:], uneven[:3] + 999, wide[:, 2:] > -1), "wide_among")
     yield from _few_samples(device, dtype, generator)
 
 
@@ -109,6 +113,12 @@ def _cost(scores: Tensor, counts: Tensor, among: Tensor | None = None) -> Cost:
     return Cost(0, read, scores.numel())
 
 
+def _limits(scores: Tensor, counts: Tensor, among: Tensor | None = None) -> str | None:
+    if scores.dtype != torch.float32:
+        return f"the kernels order 32 bits. Got scores of {scores.dtype}."
+    return None
+
+
 topk_rows_op = define_op(
     "mask_topk_rows(Tensor scores, Tensor counts, Tensor? among=None) -> Tensor",
     reference=_reference,
@@ -119,6 +129,7 @@ topk_rows_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=Launcher("mask.topk_rows", "topk_rows", _limits),
 )
 
 
