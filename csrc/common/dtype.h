@@ -7,6 +7,10 @@ namespace sparsekern {
 
 enum class Dtype { kFloat, kDouble, kBFloat16, kHalf };
 
+static inline int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2;
+}
+
 // Storage-only 16-bit floats: kernels widen on load and round (to nearest even) on store.
 struct BFloat16 {
   uint16_t bits;

@@ -1,22 +1,15 @@
 // The tensor lists of the update ops: checked views, and how they are cut into tasks.
 #pragma once
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <optional>
 #include <vector>
 
 #include "../../common/ceil_div.h"
-#include "../../common/check.h"
-#include "../../common/dtype.h"
+#include "../../common/tensor_list.h"
 #include "../isa/update_kernels.h"
 #include "../parallel.h"
 
 namespace sparsekern {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using TensorList = std::vector<Tensor>;
 
 // Weights of one task: a 64th of all, within these bounds; multiples of kWordBits, so that a word of
 // the mask is of one task alone. PERF: seven streams of memory start anew with every piece. 10M
@@ -71,10 +64,6 @@ class Tasks {
   int64_t weights_ = 0;
 };
 
-inline int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2;
-}
-
 // The part of a tensor that a piece names.
 inline UpdateSpan cut(const UpdateSpan& whole, const Piece& piece) {
   const int64_t offset = piece.first * bytes_of(whole.dtype);
@@ -93,23 +82,6 @@ inline UpdateSpan cut(const UpdateSpan& whole, const Piece& piece) {
   return part;
 }
 
-inline Dtype update_dtype(const Tensor& t, const char* name) {
-  const ScalarType type = t.scalar_type();
-  SPARSEKERN_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
-                       type == ScalarType::BFloat16 || type == ScalarType::Half,
-                   "Expected ", name,
-                   " to be float32, float64, bfloat16 or float16. Got another dtype.");
-  return type == ScalarType::Double     ? Dtype::kDouble
-         : type == ScalarType::BFloat16 ? Dtype::kBFloat16
-         : type == ScalarType::Half     ? Dtype::kHalf
-                                        : Dtype::kFloat;
-}
-
-inline void check_length(const TensorList& list, const char* name, size_t length) {
-  SPARSEKERN_CHECK(list.size() == length, "Expected ", name, " to have ", int64_t(length),
-                   " tensors. Got ", int64_t(list.size()), ".");
-}
-
 inline void check_elements(const Tensor& t, const char* name, ScalarType type, int64_t numel) {
   SPARSEKERN_CHECK(t.scalar_type() == type && t.is_contiguous() && t.numel() == numel, "Expected ",
                    name, " to be ", numel, " contiguous elements of the right dtype. Got ",
@@ -125,7 +97,7 @@ inline void* state_pointer(const Tensor& t, const char* name, const UpdateSpan& 
 // Gradients and masks; the caller adds what it updates. An empty mask means that all are kept.
 inline UpdateSpan gradient_span(const Tensor& grad, const Tensor& bits) {
   UpdateSpan span{};
-  span.dtype = span.grad_dtype = update_dtype(grad, "grads");
+  span.dtype = span.grad_dtype = float_dtype(grad, "grads");
   span.count = grad.numel();
   check_elements(grad, "grads", grad.scalar_type(), span.count);
   span.grad = grad.data_ptr();
@@ -137,7 +109,7 @@ inline UpdateSpan gradient_span(const Tensor& grad, const Tensor& bits) {
 
 inline UpdateSpan param_span(const Tensor& param, const Tensor& grad, const Tensor& bits) {
   UpdateSpan span = gradient_span(grad, bits);
-  span.dtype = update_dtype(param, "params");
+  span.dtype = float_dtype(param, "params");
   // Weights in float take gradients in 16 bits; all others have their gradients' dtype.
   const bool wide = span.dtype == Dtype::kFloat && bytes_of(span.grad_dtype) == 2;
   check_elements(param, "params", wide ? ScalarType::Float : grad.scalar_type(), span.count);
@@ -145,14 +117,10 @@ inline UpdateSpan param_span(const Tensor& param, const Tensor& grad, const Tens
   return span;
 }
 
-inline void check_copies(const TensorList& copies, size_t length) {
-  if (!copies.empty()) check_length(copies, "copies", length);
-}
-
 // Where the new weights go besides, if there is a copy for them.
 inline void set_copy(const TensorList& copies, size_t i, UpdateSpan& span) {
   if (copies.empty() || copies[i].numel() == 0) return;
-  span.copy_dtype = update_dtype(copies[i], "copies");
+  span.copy_dtype = float_dtype(copies[i], "copies");
   SPARSEKERN_CHECK(
       span.dtype == Dtype::kFloat && bytes_of(span.copy_dtype) == 2,
       "Expected copies to be bfloat16 or float16 ones of float32 weights. Got others.");
@@ -162,7 +130,7 @@ inline void set_copy(const TensorList& copies, size_t i, UpdateSpan& span) {
 
 // A tensor of one float32 or float64.
 inline double scalar_of(const Tensor& t, const char* name) {
-  const Dtype dtype = update_dtype(t, name);
+  const Dtype dtype = float_dtype(t, name);
   SPARSEKERN_CHECK(t.numel() == 1 && (dtype == Dtype::kFloat || dtype == Dtype::kDouble),
                    "Expected ", name, " to be one float32 or float64. Got ", t.numel(),
                    " elements.");

@@ -1,53 +1,25 @@
 // The tensor lists of the update ops as checked rows. Python checks arguments first; what fails here
 // was called around it.
 #pragma once
-#include <torch/csrc/stable/tensor.h>
-
 #include <optional>
-#include <vector>
 
-#include "../../common/check.h"
+#include "../../common/tensor_list.h"
 #include "table.cuh"
 
 namespace sparsekern {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using TensorList = std::vector<Tensor>;
-
-inline Dtype row_dtype(const Tensor& t, const char* name) {
-  const ScalarType type = t.scalar_type();
-  SPARSEKERN_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
-                       type == ScalarType::BFloat16 || type == ScalarType::Half,
-                   "Expected ", name,
-                   " to be float32, float64, bfloat16 or float16. Got another dtype.");
-  return type == ScalarType::Double     ? Dtype::kDouble
-         : type == ScalarType::BFloat16 ? Dtype::kBFloat16
-         : type == ScalarType::Half     ? Dtype::kHalf
-                                        : Dtype::kFloat;
-}
 
 // Lists of one call, all on one CUDA device.
 class Lists {
  public:
   // The device of the first tensor; -1 without one.
-  explicit Lists(const TensorList& first, const char* name) : length_(first.size()) {
+  explicit Lists(const TensorList& first, const char* name) {
     if (first.empty()) return;
     SPARSEKERN_CHECK(first[0].is_cuda(), "Expected ", name,
                      "[0] to be on a CUDA device. Got one on another.");
     device_ = first[0].get_device_index();
   }
 
-  size_t length() const { return length_; }
   int32_t device() const { return device_; }
-
-  void check_length(const TensorList& list, const char* name, size_t length) const {
-    SPARSEKERN_CHECK(list.size() == length, "Expected ", name, " to have ", int64_t(length),
-                     " tensors. Got ", int64_t(list.size()), ".");
-  }
-  void check_length(const TensorList& list, const char* name) const {
-    check_length(list, name, length_);
-  }
 
   // An array of this many elements, contiguous and on the device.
   void* array(const Tensor& t, const char* name, ScalarType type, int64_t numel) const {
@@ -63,7 +35,7 @@ class Lists {
   Row gradient_row(const Tensor& grad, const Tensor& bits) const {
     Row row;
     row.count = grad.numel();
-    row.dtype = row.grad_dtype = row_dtype(grad, "grads");
+    row.dtype = row.grad_dtype = float_dtype(grad, "grads");
     row.grad = array(grad, "grads", grad.scalar_type(), row.count);
     if (bits.numel() != 0) {
       row.bits = static_cast<const uint8_t*>(
@@ -74,7 +46,7 @@ class Lists {
 
   Row param_row(const Tensor& param, const Tensor& grad, const Tensor& bits) const {
     Row row = gradient_row(grad, bits);
-    row.dtype = row_dtype(param, "params");
+    row.dtype = float_dtype(param, "params");
     row.param = array(param, "params", param.scalar_type(), row.count);
     const bool is_wider = row.dtype == Dtype::kFloat && row.grad_dtype != Dtype::kDouble;
     SPARSEKERN_CHECK(row.grad_dtype == row.dtype || is_wider,
@@ -105,7 +77,7 @@ class Lists {
     return t ? scalar(*t, name) : Scalar{nullptr, otherwise, false};
   }
   Scalar scalar(const Tensor& t, const char* name) const {
-    const Dtype dtype = row_dtype(t, name);
+    const Dtype dtype = float_dtype(t, name);
     const bool is_double = dtype == Dtype::kDouble;
     SPARSEKERN_CHECK(t.numel() == 1 && (is_double || dtype == Dtype::kFloat), "Expected ", name,
                      " to be one float32 or float64. Got ", t.numel(), " elements.");
@@ -117,7 +89,6 @@ class Lists {
   }
 
  private:
-  size_t length_;
   int32_t device_ = -1;
 };
 

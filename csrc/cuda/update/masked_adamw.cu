@@ -19,17 +19,18 @@ void update_masked_adamw_cuda(TensorList params, TensorList grads, TensorList ex
                               double weight_decay, bool decoupled, bool maximize,
                               bool zero_masked) {
   const Lists lists(params, "params");
-  lists.check_length(grads, "grads");
-  lists.check_length(exp_avgs, "exp_avgs");
-  lists.check_length(exp_avg_sqs, "exp_avg_sqs");
-  lists.check_length(steps, "steps");
-  lists.check_length(bits, "bits");
-  if (!copies.empty()) lists.check_length(copies, "copies");
+  const size_t length = params.size();
+  check_length(grads, "grads", length);
+  check_length(exp_avgs, "exp_avgs", length);
+  check_length(exp_avg_sqs, "exp_avg_sqs", length);
+  check_length(steps, "steps", length);
+  check_length(bits, "bits", length);
+  check_copies(copies, length);
   if (params.empty()) return;
 
   std::vector<Row> rows;
-  rows.reserve(lists.length());
-  for (size_t i = 0; i < lists.length(); ++i) {
+  rows.reserve(length);
+  for (size_t i = 0; i < length; ++i) {
     Row row = lists.param_row(params[i], grads[i], bits[i]);
     row.first = lists.state(exp_avgs[i], "exp_avgs", row);
     row.second = lists.state(exp_avg_sqs[i], "exp_avg_sqs", row);

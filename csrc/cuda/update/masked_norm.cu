@@ -15,12 +15,13 @@ namespace {
 Tensor update_masked_norm_cuda(TensorList grads, TensorList bits,
                                std::optional<Tensor> grad_factor) {
   const Lists lists(grads, "grads");
-  lists.check_length(bits, "bits");
+  const size_t length = grads.size();
+  check_length(bits, "bits", length);
   SPARSEKERN_CHECK(!grads.empty(), "Expected grads to hold a tensor on a CUDA device. Got none.");
   std::vector<Row> rows;
-  rows.reserve(lists.length());
+  rows.reserve(length);
   bool is_double = false;
-  for (size_t i = 0; i < lists.length(); ++i) {
+  for (size_t i = 0; i < length; ++i) {
     Row row = lists.gradient_row(grads[i], bits[i]);
     row.is_aligned = is_aligned(row);
     is_double = is_double || row.dtype == Dtype::kDouble;

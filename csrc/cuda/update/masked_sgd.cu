@@ -19,18 +19,19 @@ void update_masked_sgd_cuda(TensorList params, TensorList grads, TensorList mome
                             double dampening, double weight_decay, bool nesterov, bool maximize,
                             bool zero_masked) {
   const Lists lists(params, "params");
-  const size_t buffers = momentum == 0 ? 0 : lists.length();
-  lists.check_length(grads, "grads");
-  lists.check_length(momentum_buffers, "momentum_buffers", buffers);
-  lists.check_length(bits, "bits");
-  if (!copies.empty()) lists.check_length(copies, "copies");
+  const size_t length = params.size();
+  const size_t buffers = momentum == 0 ? 0 : length;
+  check_length(grads, "grads", length);
+  check_length(momentum_buffers, "momentum_buffers", buffers);
+  check_length(bits, "bits", length);
+  check_copies(copies, length);
   SPARSEKERN_CHECK(starts.size() == buffers, "Expected starts to have ", int64_t(buffers),
                    " entries. Got ", int64_t(starts.size()), ".");
   if (params.empty()) return;
 
   std::vector<Row> rows;
-  rows.reserve(lists.length());
-  for (size_t i = 0; i < lists.length(); ++i) {
+  rows.reserve(length);
+  for (size_t i = 0; i < length; ++i) {
     Row row = lists.param_row(params[i], grads[i], bits[i]);
     if (buffers != 0) {
       row.first = lists.state(momentum_buffers[i], "momentum_buffers", row);

@@ -166,10 +166,6 @@ void for_each_types(const std::vector<Row>& rows, const Run& run) {
   of(Dtype::kDouble, Dtype::kDouble, Types<double, double>());
 }
 
-inline int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2;
-}
-
 // Whether every unit of the row's arrays can be loaded whole.
 inline bool is_aligned(const Row& row) {
   const int64_t state_bytes = row.dtype == Dtype::kDouble ? 8 : 4;
