@@ -71,15 +71,34 @@ def test_unknown_switch_is_refused(tree: Path) -> None:
     assert "Expected SPARSEKERN_CUDA to be one of auto, 0, 1. Got '2'." in done.stderr
 
 
-def test_cuda_that_is_asked_for_needs_nvcc(tmp_path: Path) -> None:
+def configure(folder: Path, torch_dir: Path, cuda: str) -> subprocess.CompletedProcess[str]:
+    """CMake's answer where the CUDA compiler is one that does not work."""
     tools = Path(sys.executable).parent
     command = [
-        *(str(tools / "cmake"), f"-S{ROOT}", f"-B{tmp_path}", "-GNinja"),
-        f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}",
-        f"-DSPARSEKERN_TORCH_DIR={Path(torch.__file__).parent}",
-        *("-DSPARSEKERN_CUDA=1", "-DSPARSEKERN_NVCC="),
+        *(str(tools / "cmake"), f"-S{ROOT}", f"-B{folder}", "-GNinja"),
+        *(f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", f"-DSPARSEKERN_TORCH_DIR={torch_dir}"),
+        f"-DSPARSEKERN_CUDA={cuda}",
     ]
-    environment = {key: value for key, value in os.environ.items() if key != "CUDACXX"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    environment = {**os.environ, "CUDACXX": "/bin/false"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_cuda_that_is_asked_for_needs_nvcc(tmp_path: Path) -> None:
+    done = configure(tmp_path, Path(torch.__file__).parent, "1")
     assert done.returncode != 0
-    assert "Expected nvcc to be installed for SPARSEKERN_CUDA=1." in done.stderr
+    wrapped = " ".join(done.stderr.split())
+    assert "Expected SPARSEKERN_CUDA=1 to find nvcc 12.0 or later that works." in wrapped
+
+
+@pytest.mark.parametrize("version", ["None", "'13.0'"])
+def test_cuda_is_left_out_where_it_cannot_be_built(version: str, tmp_path: Path) -> None:
+    """By default: without a word for a torch without CUDA, with one where nvcc does not work."""
+    torch_dir = tmp_path / "torch"
+    header = torch_dir / "include" / "torch" / "csrc" / "stable" / "library.h"
+    header.parent.mkdir(parents=True)
+    header.touch()
+    lines = f"__version__ = '2.11.0'\ncuda: Optional[str] = {version}\n"
+    (torch_dir / "version.py").write_text(lines)
+    done = configure(tmp_path / "build", torch_dir, "auto")
+    assert done.returncode == 0, done.stderr
+    assert ("Building without CUDA C++" in done.stdout) == (version != "None")
