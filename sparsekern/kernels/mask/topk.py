@@ -187,7 +187,7 @@ def histogram_kernel(
 ):
     done, listed, above, inside = how(p_state, k, capacity)
     if done == 0:
-        prefix, need, equal = narrowed(p_state, k, above, listed, PASS)
+        prefix, need, _ = narrowed(p_state, k, above, listed, PASS)
         if tl.program_id(0) == 0:
             tl.store(p_state + ROWS + 3 * PASS, prefix)
             tl.store(p_state + ROWS + 3 * PASS + 1, need)

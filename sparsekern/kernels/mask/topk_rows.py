@@ -112,9 +112,8 @@ def topk_rows(scores: Tensor, counts: Tensor, among: Tensor | None = None) -> Te
     scores, counts = scores.contiguous(), counts.contiguous()
     with_flags = flags is not None
     if cols > LONG:
-        arguments = (scores, counts, flags, out, cols)
         walk = {"AMONG": with_flags, "BLOCK": LONG, "warps": WARPS, "stages": 1}
-        launch(long_kernel, (rows,), *arguments, **walk)
+        launch(long_kernel, (rows,), scores, counts, flags, out, cols, **walk)
         return out.view(torch.bool)
     width = max(16, triton.next_power_of_2(cols))
     height = TILE // width
