@@ -9,6 +9,8 @@ Contract: sparsekern/ops/csr/rebuild.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -39,19 +41,9 @@ def adopt_kernel(p_from, p_to, p_total, numel, nnz, BLOCK: tl.constexpr):
     tl.store(p_to + first + o_number, number, mask=m_number)
 
 
-def rebuild(
-    crow: Tensor,
-    col: Tensor,
-    starts: Tensor,
-    crow_t: Tensor,
-    col_t: Tensor,
-    perm: Tensor,
-    starts_t: Tensor,
-    mask: Tensor,
-    cols: int,
-    taps: int,
-) -> Tensor:
+def rebuild(*args: Any) -> Tensor:
     """Launches ``csr_rebuild_``."""
+    crow, col, starts, crow_t, col_t, perm, starts_t, mask, cols, taps = args
     rows, nnz = crow.numel() - 1, col.numel()
     if rows * cols == 0:
         return torch.empty_like(col)

@@ -98,7 +98,10 @@ def build_index(crow: Tensor, col: Tensor, block_columns: int) -> BsrIndex:
 
 
 def index_from_mask(kept: Tensor) -> BsrIndex:
-    """The index of a bool mask of blocks, ``[O / h, I / w]`` (:func:`block_mask`)."""
+    """The index of a bool mask of blocks, ``[O / h, I / w]`` (:func:`block_mask`).
+
+    Waits for a GPU once, for the number of blocks.
+    """
     crow, col = from_mask(kept, int(torch.count_nonzero(kept)))
     return build_index(crow, col, kept.shape[1])
 

@@ -7,5 +7,5 @@ from torch import Tensor
 def row_of(crow: Tensor, nnz: int) -> Tensor:
     """Row of each entry, int64 ``[nnz]``; ``nnz`` is given so that no size depends on data."""
     rows = torch.arange(crow.shape[0] - 1, device=crow.device)
-    counts = (crow[1:] - crow[:-1]).long()
+    counts = crow.diff().long()
     return torch.repeat_interleave(rows, counts, output_size=nnz)

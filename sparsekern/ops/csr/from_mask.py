@@ -91,7 +91,9 @@ def from_mask(mask: Tensor, nnz: int) -> tuple[Tensor, Tensor]:
 
     Raises:
         TypeError, ValueError: another dtype or number of dimensions.
-        RuntimeError: ``nnz`` is not the number of True entries.
+        RuntimeError: ``nnz`` is not the number of True entries. On a GPU the host does not wait to
+            learn that: the index ends after ``nnz`` entries or has zeros behind its last row,
+            unless SPARSEKERN_DEBUG=1 asks for the error.
 
     Gradients: none. Deterministic. Cost: two reads of the mask, one write of the index.
     """

@@ -17,7 +17,7 @@ from sparsekern.ops.csr._checks import check_index
 def _reference(state: Tensor, positions: Tensor) -> None:
     if state.numel() == 0:
         return
-    moved = state[positions.clamp(min=0).long()]
+    moved = state.index_select(0, positions.clamp(min=0))
     state.copy_(torch.where(positions >= 0, moved, moved.new_zeros(())))
 
 

@@ -22,7 +22,7 @@ def _reference(crow: Tensor, col: Tensor, cols: int) -> Tensor:
     keys = row_of(crow, g.nnz) * cols + col.long()  # rising: the place of an entry in the matrix
     rows = torch.arange(g.rows, device=col.device)
     borders = torch.arange(g.panels + 1, device=col.device) * g.panel
-    wanted = rows[None, :] * cols + borders.clamp(max=cols)[:, None]
+    wanted = rows * cols + borders.clamp(max=cols).unsqueeze(1)
     starts = torch.searchsorted(keys, wanted).flatten()
     sizes = [torch.full((1,), n, device=col.device) for n in (FORMAT, g.rows, g.cols, g.nnz)]
     return torch.cat([starts, *sizes]).to(torch.int32)

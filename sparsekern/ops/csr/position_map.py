@@ -27,7 +27,7 @@ def _reference(crow_old: Tensor, col_old: Tensor, crow: Tensor, col: Tensor) -> 
     if old.numel() == 0:
         return torch.full_like(col, -1)
     position = torch.searchsorted(old, new)
-    found = old[position.clamp(max=old.numel() - 1)] == new
+    found = old.index_select(0, position.clamp(max=old.numel() - 1)) == new
     return torch.where(found, position, -1).to(torch.int32)
 
 

@@ -115,6 +115,8 @@ def _limits(*args: Any) -> str | None:
     rows, cols, taps = args[0].shape[0] - 1, args[8], args[9]
     if max(cols, rows * taps) >= WIDEST:
         return f"the kernels take fewer than {WIDEST} rows and columns. Got {rows} x {cols}."
+    if not all(tensor.is_contiguous() for tensor in args[:7]):
+        return "the kernels write contiguous tensors. Got an index with gaps."
     return None
 
 
@@ -151,7 +153,9 @@ def rebuild_(index: CsrIndex, mask: Tensor, shape: Sequence[int]) -> Tensor:
 
     Raises:
         TypeError, ValueError: shapes, dtypes or devices that do not fit.
-        RuntimeError: the mask has another number of True entries than the index.
+        RuntimeError: the mask has another number of True entries than the index. On a GPU the host
+            does not wait to learn that: index and positions stay as they are, ``map[j] = j``,
+            unless SPARSEKERN_DEBUG=1 asks for the error.
 
     Gradients: none. Deterministic, for any number of threads. Cost: one read of the mask and of the
     old columns, one write of the index and of the map.

@@ -25,7 +25,8 @@ def _reference(
     channel, perm = torch.sort((col // taps).to(keys), stable=True)
     first = torch.arange(channels + 1, dtype=keys, device=col.device)
     place = (row_of(crow, col.shape[0]) * taps + col % taps).to(torch.int32)
-    return torch.searchsorted(channel, first, out_int32=True), place[perm], perm.to(torch.int32)
+    crow_t = torch.searchsorted(channel, first, out_int32=True)
+    return crow_t, place.index_select(0, perm), perm.to(torch.int32)
 
 
 def _check(crow: Tensor, col: Tensor, cols: int, taps: int = 1) -> None:

@@ -27,8 +27,8 @@ def _unpack_reference(bits: Tensor, shape: Sequence[int]) -> Tensor:
     for size in shape:
         numel *= size
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    flat = (bits[:, None] >> shifts) & 1
-    return flat.flatten()[:numel].bool().view(*shape)
+    flat = (bits.unsqueeze(1) >> shifts) & 1
+    return flat.flatten().narrow(0, 0, numel).bool().view(*shape)
 
 
 def _apply_reference(x: Tensor, bits: Tensor) -> None:
