@@ -43,6 +43,7 @@ def _repeatable() -> Iterator[None]:
     # One thread unless a test asks for more: the suite's tensors are small, and threads that wait
     # for each other on a busy machine cost more than everything else.
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for torch's convolutions too
     yield
     torch.set_num_threads(1)
 

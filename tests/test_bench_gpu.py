@@ -483,7 +483,7 @@ def test_pages_say_unconfirmed_until_there_are_results(
 
 
 def test_phases_report_what_became_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "workers", list)
+    monkeypatch.setattr(tests_run, "LEAST_S", 2.0)
     (tmp_path / "test_good.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
     (tmp_path / "test_bad.py").write_text("def test_one(): assert False\n")
     (tmp_path / "test_slow.py").write_text("import time\ndef test_one(): time.sleep(60)\n")
@@ -497,7 +497,7 @@ def test_phases_report_what_became_of_them(tmp_path: Path, monkeypatch: pytest.M
     assert good
     assert not tests_run.run((phase("bad"),), time.time() + 60, recorder)
     assert not tests_run.run((phase("good", "-k", "none"),), time.time() + 60, recorder)
-    assert tests_run.run((phase("slow"),), time.time() + 11, recorder)
+    assert tests_run.run((phase("slow"),), time.time() + 4, recorder)
     assert tests_run.run((phase("good"),), time.time(), recorder)
     rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
     status = [row["status"] for row in rows]

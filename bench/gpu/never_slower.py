@@ -87,7 +87,7 @@ def cases(tiny: bool) -> Iterator[Case]:
     shapes: list[tuple[int, Shape | tuple[int, int]]] = []
     shapes += [(m, (k, n)) for m, n, k in (TINY_LINEAR if tiny else LINEAR)]
     shapes += list(TINY_CONV2D if tiny else CONV2D)
-    kept = KEPT[::3] if tiny else KEPT
+    kept = KEPT[::4] if tiny else KEPT
     for (batch, shape), (side, density, dtype) in itertools.product(shapes, kept):
         layer = Layer(batch, shape, min(side, 16) if tiny and side else side, density, dtype)
         name = "single weights" if side is None else f"blocks of {side}"

@@ -191,23 +191,26 @@ class MaskedFormat(SparseFormat):
         """Zeroes the weights outside of the mask and rebuilds what follows from it."""
         mask_ops.apply_(self.weight.data, self.bits)
         self._nnz = mask_ops.count(self.bits)
-        self._set_index(None)
-        self._choose_variant()
+        self._choose_variant(mask_changed=True)
 
     @torch.no_grad()
-    def _choose_variant(self) -> None:
+    def _choose_variant(self, mask_changed: bool = False) -> None:
         super()._choose_variant()
         kernel = self.variant
         if kernel == "auto":
             kernel = choose_kernel(self.density, self.weight.device)
         if kernel == "dense":
             self._set_index(None)
-        elif self.index is None:
+        elif mask_changed or self.index is None:
             self._set_index(csr.index_from_mask(self.mask(), self._nnz))
 
     def _set_index(self, index: CsrIndex | None) -> None:
         for i, name in enumerate(CsrIndex._fields):
-            setattr(self, name, None if index is None else index[i])
+            own, new = self._buffers[name], None if index is None else index[i]
+            if own is not None and new is not None and own.shape == new.shape:
+                own.copy_(new)  # where it lies: a CUDA graph that reads it stays valid
+            else:
+                setattr(self, name, new)
 
     def remask_(self) -> None:
         """Sets the weights outside of the mask to exactly zero again."""
