@@ -203,8 +203,8 @@ def topk(scores: Tensor, k: int, among: Tensor | None = None) -> Tensor:
 
     Raises:
         TypeError, ValueError: dtype, shape or device of an argument; ``k`` out of range.
-        RuntimeError: fewer candidates than ``k``. On a GPU the host does not wait to learn that: all
-            candidates are kept, unless SPARSEKERN_DEBUG=1 asks for the error.
+        RuntimeError: fewer candidates than ``k``. On a GPU the host does not wait to learn that:
+            all candidates are kept, unless SPARSEKERN_DEBUG=1 asks for the error.
 
     Gradients: none. Deterministic, for any number of threads. Cost: one read of the scores (a
     sample brackets the threshold; two reads where it misled), one write of the mask, no sort. On a
