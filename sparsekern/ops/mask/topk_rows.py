@@ -149,8 +149,8 @@ def topk_rows(scores: Tensor, counts: int | Tensor, among: Tensor | None = None)
     Raises:
         TypeError, ValueError: dtype, shape or device of an argument.
         RuntimeError: fewer candidates in a row than its count, or a count below 0. On a GPU the
-            host does not wait to learn that: all candidates or none are kept, unless SPARSEKERN_DEBUG=1
-            asks for the error.
+            host does not wait to learn that: all candidates or none are kept, unless
+            SPARSEKERN_DEBUG=1 asks for the error.
 
     Gradients: none. Deterministic, for any number of threads. Cost: two to four reads of a row's
     scores, which is in the cache then, one write of the mask.
