@@ -15,10 +15,16 @@ from torch.optim import Optimizer
 from sparsekern._checks import check_dtype, check_numbers
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops import update
-from sparsekern.ops.update._checks import WEIGHT_DTYPES, state_dtype
+from sparsekern.ops.update._checks import (
+    COPY_DTYPES,
+    SCALAR_DTYPES,
+    WEIGHT_DTYPES,
+    state_dtype,
+)
 from sparsekern.optim.masks import Masks, MaskSource
 
 MASKED = ("zero", "unchanged")
+MASTER = "master"  # the state that holds the float32 weight of a 16-bit parameter
 
 
 @dataclass
@@ -30,6 +36,8 @@ class Rows:
     grads: list[Tensor] = field(default_factory=list)
     bits: list[Tensor] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)  # what the op updates
+    copies: list[Tensor] = field(default_factory=list)  # what gets them in 16 bits; may be none
 
     def add(self, param: Tensor, grad: Tensor, bits: Tensor, state: dict[str, Any]) -> None:
         """One parameter more."""
@@ -39,6 +47,30 @@ class Rows:
         self.bits.append(bits)
         self.states.append(state)
 
+    def choose_weights(self) -> None:
+        """Float32 masters where there are some: the parameters become their copies."""
+        masters = [state.get(MASTER) for state in self.states]
+        self.weights = [
+            own if master is None else master
+            for own, master in zip(self.contiguous, masters, strict=True)
+        ]
+        if all(master is None for master in masters):
+            return
+        self.copies = [
+            own.new_empty(0) if master is None else own
+            for own, master in zip(self.contiguous, masters, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Numbers of a step that are on the device of its weights."""
+
+    factor: Tensor | None  # of the gradients
+    found_inf: Tensor | None
+    rate: Tensor | None  # in place of ``lr``
+    lr: float
+
 
 class MaskedOptimizer(Optimizer):
     """The base of :class:`MaskedSGD` and :class:`MaskedAdamW`.
@@ -46,11 +78,14 @@ class MaskedOptimizer(Optimizer):
     Attributes:
         masked: what becomes of masked weights, "zero" or "unchanged".
         clip_norm: the largest norm of all kept gradients together, or None.
+        master_weights: whether 16-bit parameters have float32 masters in the state.
         grad_norm: of the last step, before clipping; one number as a tensor. None without
             ``clip_norm``.
     """
 
     state_names: ClassVar[tuple[str, ...]]
+    # torch.amp.GradScaler sets ``grad_scale`` and ``found_inf`` instead of unscaling by itself.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -60,16 +95,19 @@ class MaskedOptimizer(Optimizer):
         model: nn.Module | None,
         masked: str,
         clip_norm: float | None,
+        master_weights: bool,
     ) -> None:
         if masked not in MASKED:
             raise ValueError(f"Expected masked to be one of {', '.join(MASKED)}. Got {masked!r}.")
         if clip_norm is not None:
             check_numbers(clip_norm=clip_norm)
-        self.masked, self.clip_norm = masked, clip_norm
+        self.masked, self.clip_norm, self.master_weights = masked, clip_norm, master_weights
         self.grad_norm: Tensor | None = None
         self._source = MaskSource(model)
         # The mask that a parameter's state was last cleared with, and its version.
         self._cleared: dict[Tensor, tuple[Tensor, int]] = {}
+        # The version of a parameter when its master was last the same.
+        self._copied: dict[Tensor, int] = {}
         super().__init__(params, defaults)
         if masks is not None:
             self.set_masks(masks)
@@ -120,25 +158,62 @@ class MaskedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = self._gather()
-        factor = self._clip([rows for _, rows in work])
+        scale = getattr(self, "grad_scale", None)
+        undo = None if scale is None else scale.reshape(()).double().reciprocal()
+        factor = self._clip([rows for _, rows in work], undo)
         for group, rows in work:
-            here = None if factor is None else factor.to(rows.params[0].device)
+            self._follow_weights(rows)
             self._clear_masked(rows)
-            self._update(group, rows, here)
+            self._update(group, rows, self._scalars(group, rows, factor))
             # NOTE: native code does not count versions; without this, autograd would not see that a
             # weight it has saved is another one now.
             torch.autograd.graph.increment_version(rows.params)
             for parameter, used in zip(rows.params, rows.contiguous, strict=True):
                 if used is not parameter:
                     parameter.copy_(used)
+                if self.master_weights:
+                    self._copied[parameter] = parameter._version
         return loss
+
+    def _scalars(self, group: dict[str, Any], rows: Rows, factor: Tensor | None) -> Scalars:
+        """The factor, the scaler's verdict and the rate where the weights are."""
+        device, lr = rows.params[0].device, group["lr"]
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            found_inf = found_inf.to(device, torch.float32, non_blocking=True)
+        if factor is not None:
+            factor = factor.to(device, non_blocking=True)
+        on_device = isinstance(lr, Tensor) and lr.device == device
+        if on_device and (group["capturable"] or device.type != "cpu"):
+            wide = lr if lr.dtype in SCALAR_DTYPES else lr.double()
+            return Scalars(factor, found_inf, wide, 0.0)
+        return Scalars(factor, found_inf, None, lr.item() if isinstance(lr, Tensor) else lr)
+
+    def _follow_weights(self, rows: Rows) -> None:
+        """Masters of 16-bit parameters: made in their first step; where somebody else has written
+        a weight since, the master becomes that weight."""
+        for parameter, state in zip(rows.params, rows.states, strict=True):
+            if not self.master_weights or parameter.dtype not in COPY_DTYPES:
+                continue
+            master = state.get(MASTER)
+            if master is None:
+                state[MASTER] = parameter.detach().float().contiguous()
+            elif self._copied.get(parameter) != parameter._version:
+                same = master.to(parameter.dtype) == parameter
+                state[MASTER] = torch.where(same, master, parameter.float()).contiguous()
+        rows.choose_weights()
 
     def _gather(self) -> list[tuple[dict[str, Any], Rows]]:
         """What has a gradient, with its mask, one entry for each group and device."""
         masks, work = self._source.bits(), []
         none: dict[torch.device, Tensor] = {}
+        capturing = is_capturing()
         for group in self.param_groups:
             self._check_options(group)
+            if capturing and not group["capturable"]:
+                raise RuntimeError(
+                    "Expected capturable to be True while a CUDA graph is captured. Got False."
+                )
             devices: dict[torch.device, Rows] = {}
             for parameter in group["params"]:
                 grad = parameter.grad
@@ -164,7 +239,7 @@ class MaskedOptimizer(Optimizer):
                 f"{type(self).__name__} does not support it."
             )
         check_dtype(parameter, "parameters", WEIGHT_DTYPES)
-        for name in self.state_names:
+        for name in (*self.state_names, MASTER):
             value = state.get(name)
             if value is not None and value.shape != parameter.shape:
                 raise ValueError(
@@ -178,17 +253,23 @@ class MaskedOptimizer(Optimizer):
                 "has changed since: give it another with set_masks."
             )
 
-    def _clip(self, work: Sequence[Rows]) -> Tensor | None:
-        """What gradients are multiplied by so that their norm is at most ``clip_norm``."""
+    def _clip(self, work: Sequence[Rows], undo: Tensor | None) -> Tensor | None:
+        """What gradients are multiplied by: ``undo``, which takes the loss scale out of them, and
+        what brings their norm down to ``clip_norm`` then."""
         self.grad_norm = None
         if self.clip_norm is None:
-            return None
+            return undo
         devices: dict[torch.device, Rows] = defaultdict(Rows)
         for rows in work:
             own = devices[rows.params[0].device]
             own.grads += rows.grads
             own.bits += rows.bits
-        norms = [update.masked_norm(each.grads, each.bits) for each in devices.values()]
+        norms = [
+            update.masked_norm(
+                each.grads, each.bits, None if undo is None else undo.to(device, non_blocking=True)
+            )
+            for device, each in devices.items()
+        ]
         if len(norms) == 1:
             self.grad_norm = norms[0]
         else:
@@ -196,10 +277,11 @@ class MaskedOptimizer(Optimizer):
             parts = [norm.to(home, torch.float64) for norm in norms]
             self.grad_norm = torch.stack([torch.zeros((), device=home).double(), *parts]).norm()
         # The same small number as torch.nn.utils.clip_grad_norm_ takes.
-        return (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        factor = (self.clip_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        return factor if undo is None else factor * undo.to(factor.device, non_blocking=True)
 
-    def _update(self, group: dict[str, Any], rows: Rows, factor: Tensor | None) -> None:
-        """Calls the op on the contiguous tensors of ``rows``."""
+    def _update(self, group: dict[str, Any], rows: Rows, scalars: Scalars) -> None:
+        """Calls the op on the weights of ``rows``."""
         raise NotImplementedError
 
     def _states(self, rows: Rows, name: str) -> list[Tensor]:
@@ -242,14 +324,14 @@ class MaskedOptimizer(Optimizer):
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("masked", "clip_norm", "grad_norm", "_source")
+        own = ("masked", "clip_norm", "master_weights", "grad_norm", "_source")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         options = {**state.get("defaults", self.__dict__.get("defaults", {}))}
         options.pop("differentiable", None)  # which torch adds by itself
         super().__setstate__(state)
-        self._cleared = {}
+        self._cleared, self._copied = {}, {}
         for group in self.param_groups:  # a state of torch's may lack an option
             for name, value in options.items():
                 group.setdefault(name, value)
@@ -271,7 +353,7 @@ class MaskedOptimizer(Optimizer):
         # torch gives state the dtype of the weights; that of 16-bit weights is float32 here.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for key, parameter in zip(saved, list(self._held()), strict=True):
-            for name in self.state_names:
+            for name in (*self.state_names, MASTER):
                 value = state_dict["state"].get(key, {}).get(name)
                 dtype = state_dtype(parameter.dtype)
                 if isinstance(value, Tensor) and dtype != parameter.dtype:
@@ -287,8 +369,15 @@ def keeps_zeros(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for parameter in optimizer._source.of_model()}
 
 
+def is_capturing() -> bool:
+    """Whether a CUDA graph is recorded instead of work done."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def rate(lr: float | Tensor) -> float:
-    """A learning rate as a number; torch's schedulers fill it where it is a tensor."""
-    if isinstance(lr, Tensor) and lr.numel() != 1:
+    """A learning rate as a number, to be checked; 0 for one on a GPU, which is not read here."""
+    if not isinstance(lr, Tensor):
+        return lr
+    if lr.numel() != 1:
         raise ValueError(f"Expected lr to have one element. Got shape {tuple(lr.shape)}.")
-    return lr.item() if isinstance(lr, Tensor) else lr
+    return lr.item() if lr.device.type == "cpu" else 0.0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsekern.ops.update import masked_adamw_
 from sparsekern.ops.update.masked_adamw import check_adamw_numbers
-from sparsekern.optim.masked import MaskedOptimizer, Rows, rate
+from sparsekern.optim.masked import MaskedOptimizer, Rows, Scalars, rate
 from sparsekern.optim.masks import Masks
 
 
@@ -27,7 +27,9 @@ class MaskedAdamW(MaskedOptimizer):
         params, lr, betas, eps, weight_decay, maximize: as ``torch.optim.AdamW``.
         amsgrad: must be False.
         decoupled_weight_decay: False puts the decay into the gradient, as ``torch.optim.Adam``.
-        masks, model, masked, clip_norm: see :class:`MaskedSGD`.
+        capturable: steps are counted where the weights are, nothing of a step waits for the GPU,
+            and CUDA graphs can capture it. Same numbers.
+        masks, model, masked, clip_norm, master_weights: see :class:`MaskedSGD`.
 
     Raises:
         TypeError, ValueError: numbers or masks that cannot be used.
@@ -59,6 +61,8 @@ class MaskedAdamW(MaskedOptimizer):
         model: nn.Module | None = None,
         masked: str = "zero",
         clip_norm: float | None = None,
+        master_weights: bool = False,
+        capturable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -68,8 +72,9 @@ class MaskedAdamW(MaskedOptimizer):
             "amsgrad": amsgrad,
             "maximize": maximize,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "capturable": capturable,
         }
-        super().__init__(params, defaults, masks, model, masked, clip_norm)
+        super().__init__(params, defaults, masks, model, masked, clip_norm, master_weights)
 
     def _check_options(self, group: dict[str, Any]) -> None:
         if group["amsgrad"]:
@@ -84,22 +89,21 @@ class MaskedAdamW(MaskedOptimizer):
             rate(group["lr"]), betas[0], betas[1], group["eps"], group["weight_decay"]
         )
 
-    def _update(self, group: dict[str, Any], rows: Rows, factor: Tensor | None) -> None:
-        for state in rows.states:
-            if "step" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-        steps = [state["step"] for state in rows.states]
+    def _update(self, group: dict[str, Any], rows: Rows, scalars: Scalars) -> None:
+        steps = self._steps(group, rows, scalars)
         exp_avgs, exp_avg_sqs = (self._states(rows, name) for name in self.state_names)
-        torch._foreach_add_(steps, 1)
         masked_adamw_(
-            rows.contiguous,
+            rows.weights,
             rows.grads,
             exp_avgs,
             exp_avg_sqs,
             steps,
             rows.bits,
-            factor,
-            lr=rate(group["lr"]),
+            scalars.factor,
+            copies=rows.copies,
+            found_inf=scalars.found_inf,
+            rate=scalars.rate,
+            lr=scalars.lr,
             betas=group["betas"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
@@ -107,3 +111,24 @@ class MaskedAdamW(MaskedOptimizer):
             maximize=group["maximize"],
             zero_masked=self.masked == "zero",
         )
+
+    def _steps(self, group: dict[str, Any], rows: Rows, scalars: Scalars) -> list[Tensor]:
+        """How many steps each parameter has taken, this one counted unless it overflowed.
+
+        They are with the weights if a graph or a GradScaler needs them there, else on the CPU.
+        """
+        device, overflow = rows.params[0].device, scalars.found_inf
+        known = [state["step"].device for state in rows.states if "step" in state]
+        there = group["capturable"] or overflow is not None or device in known
+        home = device if there else torch.device("cpu")
+        for state in rows.states:
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=home)
+            elif state["step"].device != home:
+                state["step"] = state["step"].to(home, non_blocking=True)
+        steps = [state["step"] for state in rows.states]
+        if overflow is None:
+            torch._foreach_add_(steps, 1)
+        else:
+            torch._foreach_add_(steps, [(overflow.reshape(()) == 0).to(torch.float32)] * len(steps))
+        return steps

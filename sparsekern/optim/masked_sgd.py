@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsekern.ops.update import masked_sgd_
 from sparsekern.ops.update.masked_sgd import check_sgd_numbers
-from sparsekern.optim.masked import MaskedOptimizer, Rows, rate
+from sparsekern.optim.masked import MaskedOptimizer, Rows, Scalars, is_capturing, rate
 from sparsekern.optim.masks import Masks
 
 
@@ -29,11 +29,18 @@ class MaskedSGD(MaskedOptimizer):
         masked: "zero": masked weights become exactly zero; "unchanged": they keep their bits.
         clip_norm: gradients are scaled so that the norm of all kept ones together is at most this,
             as ``torch.nn.utils.clip_grad_norm_`` does; ``grad_norm`` is the norm found.
+        master_weights: bfloat16 and float16 parameters have a float32 ``master`` in the state,
+            which is updated and rounded to the parameter in the same pass. A weight that somebody
+            else writes (not through ``.data``) is taken over by its master.
+        capturable: nothing of a step waits for the GPU, and CUDA graphs can capture it; with
+            dampening, only after a first step.
 
     Raises:
         TypeError, ValueError: numbers or masks that cannot be used.
 
-    A GradScaler unscales the gradients before the step; the step does not write them. Masks take
+    Under a GradScaler, the step unscales gradients in its one pass, clips the unscaled norm, and
+    does nothing after an overflow; it does not write gradients. ``lr`` may be a tensor: where it is
+    on the weights' GPU (or ``capturable``), the kernels read it, in every replay anew. Masks take
     effect in the first step in which their weight has a gradient. Weights, gradients and states
     that are not contiguous are copied there and back. A step costs about 7 us of Python for each
     tensor besides the pass over memory.
@@ -63,6 +70,8 @@ class MaskedSGD(MaskedOptimizer):
         model: nn.Module | None = None,
         masked: str = "zero",
         clip_norm: float | None = None,
+        master_weights: bool = False,
+        capturable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -71,8 +80,9 @@ class MaskedSGD(MaskedOptimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "maximize": maximize,
+            "capturable": capturable,
         }
-        super().__init__(params, defaults, masks, model, masked, clip_norm)
+        super().__init__(params, defaults, masks, model, masked, clip_norm, master_weights)
 
     def _check_options(self, group: dict[str, Any]) -> None:
         check_sgd_numbers(
@@ -83,20 +93,27 @@ class MaskedSGD(MaskedOptimizer):
             group["nesterov"],
         )
 
-    def _update(self, group: dict[str, Any], rows: Rows, factor: Tensor | None) -> None:
+    def _update(self, group: dict[str, Any], rows: Rows, scalars: Scalars) -> None:
         starts: list[bool] = []
         buffers: list[Tensor] = []
         if group["momentum"] != 0:
-            starts = [state.get("momentum_buffer") is None for state in rows.states]
+            starts = self._starts(group, rows)
+            # NOTE: the one step that waits for the device: after an overflow these buffers must
+            # still have no gradient.
+            if any(starts) and scalars.found_inf is not None and scalars.found_inf.item() != 0:
+                return
             buffers = self._states(rows, "momentum_buffer")
         masked_sgd_(
-            rows.contiguous,
+            rows.weights,
             rows.grads,
             buffers,
             starts,
             rows.bits,
-            factor,
-            lr=rate(group["lr"]),
+            scalars.factor,
+            copies=rows.copies,
+            found_inf=scalars.found_inf,
+            rate=scalars.rate,
+            lr=scalars.lr,
             momentum=group["momentum"],
             dampening=group["dampening"],
             weight_decay=group["weight_decay"],
@@ -104,3 +121,15 @@ class MaskedSGD(MaskedOptimizer):
             maximize=group["maximize"],
             zero_masked=self.masked == "zero",
         )
+
+    def _starts(self, group: dict[str, Any], rows: Rows) -> list[bool]:
+        """Which buffers have no gradient yet. Without dampening, buffers of zeros are as good: a
+        first step that overflows is skipped, and one that is captured is replayed."""
+        if group["dampening"] == 0:
+            return [False] * len(rows.states)
+        starts = [state.get("momentum_buffer") is None for state in rows.states]
+        if any(starts) and is_capturing():
+            raise RuntimeError(
+                "Expected a first step with dampening before a CUDA graph is captured. Got none."
+            )
+        return starts

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -154,11 +155,7 @@ def masked_adamw(
     exp_avg_sqs: Tensors,
     steps: Tensors,
     bits: Tensors,
-    copies: Tensors,
-    grad_factor: Tensor | None,
-    found_inf: Tensor | None,
-    rate: Tensor | None,
-    *,
+    *more: Any,
     lr: float,
     beta1: float,
     beta2: float,
@@ -169,6 +166,7 @@ def masked_adamw(
     zero_masked: bool,
 ) -> None:
     """Launches ``update_masked_adamw_``: two kernels for each combination of dtypes."""
+    copies, grad_factor, found_inf, rate = more
     for group in groups(params, grads, copies, (exp_avgs, exp_avg_sqs, bits)):
         rows, device = group.rows, params[group.rows[0]].device
         columns = (bits, params, grads, copies, exp_avgs, exp_avg_sqs, steps)

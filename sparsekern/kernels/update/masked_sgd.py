@@ -10,6 +10,7 @@ Contract: sparsekern/ops/update/masked_sgd.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -113,11 +114,7 @@ def masked_sgd(
     momentum_buffers: Tensors,
     starts: Sequence[bool],
     bits: Tensors,
-    copies: Tensors,
-    grad_factor: Tensor | None,
-    found_inf: Tensor | None,
-    rate: Tensor | None,
-    *,
+    *more: Any,
     lr: float,
     momentum: float,
     dampening: float,
@@ -127,6 +124,7 @@ def masked_sgd(
     zero_masked: bool,
 ) -> None:
     """Launches ``update_masked_sgd_``: one kernel for each combination of dtypes."""
+    copies, grad_factor, found_inf, rate = more
     states = [momentum_buffers] if momentum_buffers else []
     for group in groups(params, grads, copies, [bits, *states]):
         device = params[group.rows[0]].device
