@@ -43,7 +43,9 @@ def _repeatable() -> Iterator[None]:
     # One thread unless a test asks for more: the suite's tensors are small, and threads that wait
     # for each other on a busy machine cost more than everything else.
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for torch's convolutions too
+    # torch's convolutions on a GPU: float32 means float32, and twice the same bits.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     yield
     torch.set_num_threads(1)
 

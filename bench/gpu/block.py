@@ -66,9 +66,8 @@ def _compare(op: str, rows: int, sizes: tuple[int, ...], side: int, dtype: str) 
         x = torch.randn(rows, sizes[0], device=device).to(kind)
         for which in ("forward", "forward_backward"):
             fields = {"op": op, "pass": which, "shape": [rows, *sizes], "pattern": f"{side}x{side}"}
-            what = Comparison(
-                {**fields, "density": DENSITY, "dtype": dtype}, _works(rows, sizes, which)
-            )
+            shown = {**fields, "density": DENSITY, "dtype": dtype}
+            what = Comparison(shown, _works(rows, sizes, which), rival="torch_bsr")
 
             def call(layer: nn.Module, which: str = which) -> Run:
                 return _call(layer, x, which, autocast=dtype == "autocast")

@@ -79,6 +79,8 @@ def main(
             f"Expected a CUDA device. Got none that torch {torch.__version__} can see; "
             "--device cpu --tiny tries the code."
         )
+    if torch.device(device).type == "cpu" and not tiny:
+        raise typer.BadParameter("Expected --tiny with --device cpu. Got real sizes.")
     red: dict[str, str] = {}
     if gate:
         ops = [op for name in names for op in ALL[name].ops]

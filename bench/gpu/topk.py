@@ -1,7 +1,7 @@
-"""Suite `topk`: the mask of the largest tenth of 1e9 float32 scores, over torch's ways to it.
+"""Suite `topk`: the mask of the largest tenth of 1e9 float32 scores, over torch.topk.
 
 Its measure is `passes`: time over that of one read of the scores at copy bandwidth. As many scores
-as fit are taken where 1e9 do not (with what torch's rivals need beside, about 32 bytes of each).
+as fit are taken where 1e9 do not (with what torch.topk needs beside, about 32 bytes of each).
 """
 
 from __future__ import annotations
@@ -41,12 +41,6 @@ def fitting(count: int, device: torch.device) -> int:
     return min(count, free // BYTES_OF_A_SCORE)
 
 
-def by_threshold(scores: Tensor, k: int) -> Run:
-    """torch.kthvalue and a comparison: keeps more than k where scores are equal."""
-    flat = scores.view(-1)
-    return lambda: flat >= torch.kthvalue(flat, flat.numel() - k + 1).values
-
-
 def by_topk(scores: Tensor, k: int) -> Run:
     """torch.topk and a scatter into the mask."""
 
@@ -67,7 +61,6 @@ def _topk(count: int, kind: str) -> Measure:
             "sparsekern": lambda: lambda: mask_ops.topk(scores, k),
             "sparsekern_bits": lambda: lambda: mask_ops.topk_bits(scores, k),
             "torch_topk": lambda: by_topk(scores, k),
-            "torch_kthvalue": lambda: by_threshold(scores, k),
         }
         works = {name: Work(bytes=scores.nbytes) for name in makers}
         fields = {"op": "mask_topk", "shape": [fits], "pattern": "unstructured", "density": KEPT}
