@@ -194,7 +194,9 @@ class Pruner:
         updating = self._due or self.method.is_update(self.clock)
         steps_too = self.method.optimizer_steps_on_update
         loss = None
-        finite = self._unscale(scaler)
+        # NOTE: looking at the gradients makes the host wait for the device; other steps leave it to
+        # the scaler, which waits only for optimisers that do not unscale by themselves.
+        finite = self._unscale(scaler) if updating else True
         if updating and not steps_too and closure is not None:
             with torch.enable_grad():
                 loss = closure()
