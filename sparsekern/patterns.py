@@ -29,7 +29,7 @@ class Block(Pattern):
     Of a convolution's weight the matrix is ``[O, kh * kw * I / groups]``, input channel fastest, so
     that a block has neighbouring channels. Layers that the blocks do not divide stay dense.
 
-    Raises TypeError or ValueError unless both sides are whole numbers of 1 to 64.
+    Raises TypeError or ValueError unless both sides are whole numbers of 1 to 128.
     """
 
     height: int
@@ -81,4 +81,4 @@ class FanIn(Pattern):
         return min(inputs, max(1, round(density * inputs))) if density > 0 else 0
 
 
-MAX_SIDE = 64
+MAX_SIDE = 128

@@ -24,8 +24,8 @@ def test_a_block_divides_whole_taps() -> None:
 @pytest.mark.parametrize(
     ("sides", "kind", "sentence"),
     [
-        ((0, 4), ValueError, "Expected height of a block to be 1 to 64. Got 0"),
-        ((4, 65), ValueError, "Expected width of a block to be 1 to 64. Got 65"),
+        ((0, 4), ValueError, "Expected height of a block to be 1 to 128. Got 0"),
+        ((4, 129), ValueError, "Expected width of a block to be 1 to 128. Got 129"),
         ((4, True), TypeError, "Expected width of a block to be an integer. Got True"),
         (("4", 4), TypeError, "Expected height of a block to be an integer. Got '4'"),
     ],

@@ -123,14 +123,18 @@ class BsrFormat(SparseFormat):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        return tuple(name for name in self._op.variants if name != "reference")
+        names = [name for name in self._op.variants if name != "reference"]
+        return tuple(n for n in names if n == "dense" or (n == "triton") == self.values.is_cuda)
 
     @property
     def running(self) -> str:
         select = self._op.select
         if self.variant != "auto" or select is None:
             return self.variant
-        return select(self.values)  # the op's rule looks at the device alone
+        # The ops' rules look at the device and at what is kept: an input without rows will do.
+        options = {} if len(self.shape) == 2 else {"kernel_size": self.shape[2:]}
+        x = self.values.new_empty(0, *self.shape[1:])
+        return select(x, self.values, None, None, *self.index, **options)
 
     @property
     def _op(self) -> Op:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsekern.formats.base import SparseFormat
+from sparsekern.ops import bsr
 from sparsekern.patterns import UNSTRUCTURED, Block, FanIn, Pattern
 
 # PERF: densities up to which csr beats a dense layer forward + backward from batch 32 on, by 1.3 to
@@ -32,7 +33,7 @@ KERNEL_DENSITY = {"cpu": 0.55, "cuda": 0.02}
 SINGLE_DENSITY = 0.15
 # PERF: the same for blocks of at least LEAST_BLOCK weights; blocks of 16 x 16 at density 0.5 take
 # about a third of a dense layer's time, forward + backward (Zen 5). On CUDA, where no GPU has
-# confirmed it, both sides of a block must fill the tensor cores' tiles of 16.
+# confirmed it, the sides of a block decide as well (bsr.triton_density).
 BSR_DENSITY = {"cpu": 0.5, "cuda": 0.25}
 LEAST_BLOCK = 16
 
@@ -46,10 +47,10 @@ def bsr_pays(density: float, device: torch.device, pattern: Pattern) -> bool:
     """Whether masks are made of blocks, and these large and few enough for the bsr kernels."""
     if not isinstance(pattern, Block):
         return False
-    large = pattern.numel >= LEAST_BLOCK
+    pays = pattern.numel >= LEAST_BLOCK
     if device.type == "cuda":
-        large = pattern.height % 16 == 0 and pattern.width % 16 == 0
-    return large and density <= BSR_DENSITY.get(device.type, 0.0)
+        pays = density <= bsr.triton_density(pattern.shape)
+    return pays and density <= BSR_DENSITY.get(device.type, 0.0)
 
 
 def choose_format(

@@ -68,8 +68,8 @@ def test_a_block_kept_in_part_is_refused(shape: Any, block: Any) -> None:
     ("block", "kind", "sentence"),
     [
         ((5, 8), ValueError, r"Expected blocks of 5 x 8 to divide .* weight of shape \(24, 32\)"),
-        ((0, 8), ValueError, "Expected height of a block to be 1 to 64. Got 0"),
-        ((8, 65), ValueError, "Expected width of a block to be 1 to 64. Got 65"),
+        ((0, 8), ValueError, "Expected height of a block to be 1 to 128. Got 0"),
+        ((8, 129), ValueError, "Expected width of a block to be 1 to 128. Got 129"),
         ((8, 2.0), TypeError, "Expected width of a block to be an integer. Got 2.0"),
     ],
 )

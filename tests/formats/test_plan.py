@@ -78,10 +78,12 @@ def test_the_rule_is_written_down() -> None:
 
 def test_blocks_on_a_gpu_fill_its_tiles() -> None:
     assert BSR_DENSITY == {"cpu": 0.5, "cuda": 0.25}
-    for height, width, pays in ((16, 16, True), (64, 32, True), (8, 32, False), (16, 24, False)):
+    for height, width, density in ((16, 16, 0.05), (64, 32, 0.1), (128, 64, 0.25)):
         block = Block(height, width)
-        assert choose_format(0.2, CUDA, pattern=block) == ("bsr" if pays else "masked")
-        assert choose_format(0.3, CUDA, pattern=block) == "masked"
+        assert choose_format(density, CUDA, pattern=block) == "bsr"
+        assert choose_format(density + 0.01, CUDA, pattern=block) == "masked"
+    for height, width in ((8, 32), (16, 24)):
+        assert choose_format(0.05, CUDA, pattern=Block(height, width)) == "masked"
 
 
 def test_forward_alone() -> None:

@@ -119,8 +119,8 @@ SGD_KEYS = "name, lr, weight_decay, momentum, nesterov"
         ),
         (
             "method.pattern.block",
-            [16, 65],
-            "Expected method.pattern.block.width of a block to be 1 to 64. Got 65.",
+            [16, 129],
+            "Expected method.pattern.block.width of a block to be 1 to 128. Got 129.",
         ),
         (
             "method.pattern.block",

@@ -1,5 +1,6 @@
 """Block compressed rows: dense blocks of one shape, one column index per kept block."""
 
+from sparsekern.ops.bsr._variants import triton_density
 from sparsekern.ops.bsr.conv2d import conv2d
 from sparsekern.ops.bsr.dense import gather, to_dense
 from sparsekern.ops.bsr.index import (
@@ -32,4 +33,5 @@ __all__ = [
     "linear",
     "split",
     "to_dense",
+    "triton_density",
 ]

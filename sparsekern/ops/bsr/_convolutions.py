@@ -32,7 +32,7 @@ class BlockConvolution(Convolution):
 
 C = BlockConvolution
 CONVOLUTIONS = (
-    C("typical", (3, 32, 16, 16), 48, (3, 3), padding=(1, 1), block=(16, 16)),
+    C("typical", (3, 32, 7, 6), 48, (3, 3), padding=(1, 1), block=(16, 16)),
     C("tiny", (2, 2, 4, 3), 4, (2, 3), padding=(1, 1), small=True, density=0.5, block=(2, 2)),
     C("tiny_strided", (1, 4, 5, 6), 4, (3, 2), (2, 3), (1, 2), (1, 1), 2, 0.6, True, True, (1, 2)),
     C("pointwise", (2, 40, 7, 9), 32, (1, 1), block=(8, 8)),
@@ -61,6 +61,11 @@ CONVOLUTIONS = (
     C("empty", (2, 4, 6, 6), 8, (3, 3), padding=(1, 1), density=0.0),
     C("dense", (1, 4, 6, 6), 8, (3, 3), padding=(1, 1), density=1.0, bias=False),
     C("one_row", (2, 64, 9, 9), 64, (3, 3), padding=(1, 1), block=(64, 64)),
+    C("strided_blocks", (2, 32, 11, 10), 32, (3, 3), (2, 2), (1, 1), block=(16, 32)),
+    C("mixed_blocks", (3, 16, 9, 8), 64, (2, 3), (1, 3), (1, 2), (2, 1), block=(64, 16)),
+    C("pointwise_blocks", (2, 48, 7, 5), 16, (1, 1), stride=(2, 1), block=(16, 48)),
+    C("large_blocks", (1, 128, 5, 6), 128, (3, 3), padding=(2, 0), block=(128, 128)),
+    C("many_pixels", (9, 16, 11, 12), 16, (1, 2), block=(16, 16)),
     C("no_batch", (0, 4, 5, 5), 4, (3, 3)),
 )
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekern._checks import check_dtype, check_shape, check_tensor
-from sparsekern._extension import native
 from sparsekern.ops._define import Cost, Variant, define_op
-from sparsekern.ops._geometry import check_geometry, output_size
+from sparsekern.ops._geometry import check_geometry, memory_format, output_size
+from sparsekern.ops.bsr import _conv_variants as variants
 from sparsekern.ops.bsr import _convolutions as samples
 from sparsekern.ops.bsr.dense import gather, gather_op, to_dense, to_dense_op
 from sparsekern.ops.bsr.index import BsrIndex, as_matrix, from_matrix
@@ -57,7 +57,12 @@ def _reference(
     if probe is not None:
         weight = weight + _from_matrix(probe, kernel_size)
     y = F.conv2d(x.to(values.dtype), weight, bias, stride, padding, dilation, groups)
-    return y.to(x.dtype).contiguous()
+    return y.to(x.dtype).contiguous(memory_format=_format(x))
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """Of outputs: that of ``x``, but native CPU code writes NCHW."""
+    return torch.contiguous_format if x.device.type == "cpu" else memory_format(x)
 
 
 def _dense(
@@ -134,7 +139,8 @@ def _fake(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Tensor:
         geometry.get("padding", (0, 0)),
         geometry.get("dilation", (1, 1)),
     )
-    return x.new_empty(x.shape[0], (rest[2].shape[0] - 1) * values.shape[1], *size)
+    shape = (x.shape[0], (rest[2].shape[0] - 1) * values.shape[1], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -207,7 +213,7 @@ def _backward_reference(
     *index, output_mask = rest
     dx, dweight, dbias = _dense_gradients(grad, x, values, index, list(output_mask), **geometry)
     return (
-        dx.to(x.dtype).contiguous() if output_mask[0] else x.new_empty(0),
+        dx.to(x.dtype).contiguous(memory_format=_format(x)) if output_mask[0] else x.new_empty(0),
         gather_op.reference(dweight, index[0], index[1], *values.shape[1:])
         if output_mask[1]
         else values.new_empty(0),
@@ -229,42 +235,10 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *index, output_mask = rest
     return (
-        x.new_empty(x.shape if output_mask[0] else (0,)),
+        torch.empty_like(x, memory_format=_format(x)) if output_mask[0] else x.new_empty(0),
         values.new_empty(values.shape if output_mask[1] else (0,)),
         values.new_empty(_sizes(values, index)[0] if output_mask[2] else 0),
     )
-
-
-def _supports_plane(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> str | None:
-    return _supports(x, values, rest[2], geometry)
-
-
-def _supports_plane_backward(
-    grad: Tensor, x: Tensor, values: Tensor, *rest: Any, **geometry: Any
-) -> str | None:
-    return _supports(x, values, rest[0], geometry)
-
-
-def _supports(x: Tensor, values: Tensor, crow: Tensor, geometry: dict[str, Any]) -> str | None:
-    if not native.loaded:
-        return f"the native library is not loaded: {native.reason}"
-    if x.device.type != "cpu":
-        return f"it runs on the CPU. Got {x.device}."
-    rows, groups = crow.shape[0] - 1, geometry.get("groups", 1)
-    if rows % groups != 0:
-        return f"no block may reach over two groups. Got {rows} rows of blocks in {groups} groups."
-    return None
-
-
-def _select(x: Tensor, *rest: Any, **geometry: Any) -> str:
-    if not native.loaded or x.device.type != "cpu":
-        return "reference"
-    fits = len(rest) < 4 or _supports(x, rest[0], rest[3], geometry) is None
-    return "plane" if fits else "dense"
-
-
-def _select_backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> str:
-    return "plane" if _supports(x, values, rest[0], geometry) is None else "reference"
 
 
 def _cost(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Cost:
@@ -290,11 +264,12 @@ conv2d_backward_op = define_op(
     fake=_fake_backward,
     setup=None,
     backward="second derivatives are not computed; use sparsekern.densify(model) for them.",
-    variants=(Variant("plane", _supports_plane_backward),),
-    select=_select_backward,
+    variants=(Variant("plane", variants.supports_plane_backward),),
+    select=variants.select_backward,
     samples=samples.backward_samples,
     errors=samples.backward_errors,
     cost=_backward_cost,
+    triton=variants.TRITON_BACKWARD,
 )
 
 conv2d_op = define_op(
@@ -306,13 +281,14 @@ conv2d_op = define_op(
     setup=_setup,
     backward=_backward,
     variants=(
-        Variant("plane", _supports_plane),
+        Variant("plane", variants.supports_plane),
         Variant("dense", lambda *_, **__: None, _dense),
     ),
-    select=_select,
+    select=variants.select,
     samples=samples.samples,
     errors=samples.errors,
     cost=_cost,
+    triton=variants.TRITON,
 )
 
 
@@ -345,8 +321,10 @@ def conv2d(
         groups: divides ``I`` and ``O``.
         probe: ``[O, kh * kw * I / groups]`` zeros (stride 0) whose gradient is the dense gradient
             of ``W``, or None.
-        variant: "auto", or one of: "plane" (native CPU; ``h`` divides ``O / groups``), "dense"
-            (scatter into scratch and torch's dense kernels), "reference".
+        variant: "auto", or one of: "plane" (native CPU; ``h`` divides ``O / groups``), "triton"
+            (CUDA; one group, sides that are multiples of 16, values rounded as in
+            :func:`sparsekern.ops.bsr.linear`; channels_last without a copy), "dense" (scatter into
+            scratch and torch's dense kernels), "reference".
 
     Returns:
         ``[N, O, H', W']`` of the dtype and memory format of ``x``.

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from sparsekern._checks import as_rows, check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, Variant, define_op
 from sparsekern.ops.bsr._samples import matrices
+from sparsekern.ops.bsr._variants import choose_on_cuda, triton_limits
 from sparsekern.ops.bsr.dense import gather, gather_op, to_dense, to_dense_op
 from sparsekern.ops.bsr.index import BsrIndex, index_from_mask
 from sparsekern.ops.csr._checks import VALUE_DTYPES, check_operands
@@ -148,7 +150,27 @@ def _supports_panel(*args: Any) -> str | None:
     return None
 
 
+def _triton_limits(x: Tensor, values: Tensor, *rest: Any) -> str | None:
+    return triton_limits(values)
+
+
+def _triton_limits_backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any) -> str | None:
+    return triton_limits(values)
+
+
+_TRITON = Launcher("bsr.linear", "linear", _triton_limits)
+_TRITON_BACKWARD = Launcher("bsr.linear", "linear_backward", _triton_limits_backward)
+
+
 def _select(x: Tensor, *rest: Any) -> str:
+    if x.device.type == "cuda":
+        return choose_on_cuda(_TRITON, x, *rest)
+    return "panel" if native.loaded and x.device.type == "cpu" else "reference"
+
+
+def _select_backward(grad: Tensor, x: Tensor, *rest: Any) -> str:
+    if x.device.type == "cuda":
+        return "triton" if _TRITON_BACKWARD.supports(grad, x, *rest) is None else "reference"
     return "panel" if native.loaded and x.device.type == "cpu" else "reference"
 
 
@@ -178,6 +200,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample(arguments(*named["typical"], batch), f"batch_{batch}")
     for name in ("four", "eight", "flat", "thirty_two", "odd", "odd_large"):
         yield Sample(arguments(*named[name], 150), f"{name}_150")
+    yield Sample(arguments(named["tall_blocks"][0][:1, :2], (16, 32), 1030), "long_batch")
     yield Sample(arguments(*named["odd"], 3, 7), "leading_dimensions")
     yield Sample(arguments(*named["typical"]), "one_vector")
     yield Sample(arguments(*named["typical"], 9, bias=False), "no_bias")
@@ -280,10 +303,11 @@ linear_backward_op = define_op(
     setup=None,
     backward="second derivatives are not computed; use sparsekern.densify(model) for them.",
     variants=(Variant("panel", _supports_panel),),
-    select=_select,
+    select=_select_backward,
     samples=_backward_samples,
     errors=_backward_errors,
     cost=_backward_cost,
+    triton=_TRITON_BACKWARD,
 )
 
 linear_op = define_op(
@@ -302,6 +326,7 @@ linear_op = define_op(
     samples=_samples,
     errors=_errors,
     cost=_cost,
+    triton=_TRITON,
 )
 
 
@@ -324,8 +349,9 @@ def linear(
         index: of the ``[O / h, I / w]`` matrix of blocks, from :func:`build_index`.
         bias: ``[O]``, or None.
         probe: ``[O, I]`` zeros (stride 0) whose gradient is the dense gradient of ``W``, or None.
-        variant: "auto", or one of: "panel" (native CPU), "dense" (scatter into scratch and torch's
-            dense kernels), "reference".
+        variant: "auto", or one of: "panel" (native CPU), "triton" (CUDA; sides that are multiples
+            of 16; values that are rounded to the dtype of ``x`` first, as under autocast, and added
+            up in float32), "dense" (scatter into scratch and torch's dense kernels), "reference".
 
     Returns:
         ``[..., O]`` of the dtype of ``x``, accumulated in the dtype of ``values``.
@@ -336,7 +362,8 @@ def linear(
         RuntimeError: an index that points out of the matrix (native code).
 
     Gradients: of ``x``, ``values`` (float32 for 16-bit ``x``), ``bias`` and ``probe``.
-    Deterministic: "panel" gives the same bits for any number of threads.
+    Deterministic: "panel" gives the same bits for any number of threads, "triton" cuts dvalues
+    along the batch by shapes alone and has no atomics.
     Cost: ``2 B n h w`` flops forward, twice that backward; reads ``x``, ``values`` and ``col``.
     Reference: Gray, Radford & Kingma, GPU kernels for block-sparse weights, 2017 (the storage).
     """
