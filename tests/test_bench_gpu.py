@@ -52,8 +52,8 @@ from tests.gpu import run as tests_run
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-# Contenders that a CPU does not have.
-GPU_ONLY = {"torch_cutlass", "torch_cusparselt", "torch_csr", "torch_bsr"}
+# Contenders that a CPU, or this version, does not have.
+GPU_ONLY = {"compact_state", "torch_cutlass", "torch_cusparselt", "torch_csr", "torch_bsr"}
 
 
 @pytest.fixture
@@ -484,9 +484,12 @@ def test_pages_say_unconfirmed_until_there_are_results(
 
 def test_phases_report_what_became_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tests_run, "LEAST_S", 2.0)
+    monkeypatch.setattr(tests_run, "REPORT_S", 20.0)
     (tmp_path / "test_good.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
     (tmp_path / "test_bad.py").write_text("def test_one(): assert False\n")
-    (tmp_path / "test_slow.py").write_text("import time\ndef test_one(): time.sleep(60)\n")
+    slow = "import time\ndef test_zero(): {}\ndef test_one(): time.sleep(60)\n"
+    (tmp_path / "test_slow.py").write_text(slow.format("pass"))
+    (tmp_path / "test_slow_and_bad.py").write_text(slow.format("assert False"))
     plain = ("-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", "/dev/null")
 
     def phase(name: str, *more: str) -> tests_run.Phase:
@@ -497,15 +500,16 @@ def test_phases_report_what_became_of_them(tmp_path: Path, monkeypatch: pytest.M
     assert good
     assert not tests_run.run((phase("bad"),), time.time() + 60, recorder)
     assert not tests_run.run((phase("good", "-k", "none"),), time.time() + 60, recorder)
-    assert tests_run.run((phase("slow"),), time.time() + 4, recorder)
+    assert tests_run.run((phase("slow"),), time.time() + 25, recorder)
+    assert not tests_run.run((phase("slow_and_bad"),), time.time() + 25, recorder)
     assert tests_run.run((phase("good"),), time.time(), recorder)
     rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
     status = [row["status"] for row in rows]
     assert status[:3] == ["green", "red", "no test was selected"]
-    assert status[3].startswith("not finished in ")
-    assert status[4] == "not run: the budget was spent"
+    assert status[3:] == ["not finished", "red, not finished", "not run: the budget was spent"]
     assert [row.get("passed") for row in rows[:2]] == [2, 0]
     assert rows[1]["failed"] == 1
+    assert rows[4]["failed"] == 1
 
 
 def test_files_with_marked_tests_are_found() -> None:

@@ -3,12 +3,15 @@
 The rival multiplies gradients and weights by a mask around torch's fused step. GB/s count what a
 step must move at least: 28 bytes of a weight (weight, gradient and two moments read, all but the
 gradient written), one bit more with a mask, 18 bytes more for the rival's multiplications; of
-compact values only the kept ones.
+compact values only the kept ones. `compact_state` has dense weights and gradients, and moments of
+the kept weights alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import torch
 
 from bench import optimizer
 from bench.gpu.ceilings import MASKING_BYTES, TINY_WEIGHTS, WEIGHTS
@@ -16,6 +19,7 @@ from bench.gpu.session import Case, Comparison, Measure, Session, Work
 
 OPS = ("update_masked_adamw_", "mask_pack_bits")
 DENSITIES = (0.5, 0.1)
+COMPACT_STATE = "compact_state"
 
 
 def cases(tiny: bool) -> Iterator[Case]:
@@ -32,6 +36,7 @@ def works(weights: int, density: float) -> dict[str, Work]:
         optimizer.FUSED: Work(bytes=plain),
         optimizer.FUSED_AGAIN: Work(bytes=plain),
         optimizer.MASKED: Work(bytes=plain + weights / 8),
+        COMPACT_STATE: Work(bytes=plain * density + weights / 8),
         optimizer.COMPACT: Work(bytes=plain * density),
         optimizer.COMPACT_TORCH: Work(bytes=plain * density),
     }
@@ -47,6 +52,17 @@ def _step(weights: int, density: float) -> Measure:
             dense=optimizer.FUSED,
             rival=optimizer.RIVAL,
         )
-        session.compare(what, optimizer.makers(case, session.device))
+        makers = optimizer.makers(case, session.device)
+        makers[COMPACT_STATE] = lambda: compact_state(case, session.device)
+        session.compare(what, makers)
 
     return measure
+
+
+def compact_state(case: optimizer.Case, device: torch.device) -> Callable[[], None]:
+    """A step of ours whose moments are those of the kept weights alone."""
+    ours, _, options, _ = optimizer.OPTIMIZERS[case.optimizer]
+    dense = optimizer.parameters(case.weights, device)
+    masks = {each: torch.rand(each.shape, device=device) < case.density for each in dense}
+    step: Callable[[], None] = ours(dense, masks=masks, state="compact", **options).step
+    return step

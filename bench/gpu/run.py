@@ -18,6 +18,7 @@ from typing import Annotated
 import torch
 import typer
 
+from bench.gpu import pages
 from bench.gpu.gate import red_ops
 from bench.gpu.suites import ALL, CEILINGS, SUITES
 from bench.gpu.worker import Job
@@ -101,6 +102,8 @@ def main(
                 date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             )
         )
+    if not tiny:
+        print(pages.goals(results), pages.ceilings(results), sep="\n\n", flush=True)
 
 
 if __name__ == "__main__":
