@@ -26,7 +26,7 @@ from sparsekern.kernels.update.table import (
     block_map,
     groups,
     is_idle,
-    kept_bytes,
+    mask_bytes,
     masked_block,
     number,
     place,
@@ -70,21 +70,21 @@ def adamw_part(
     p_row, first, numel, factor, decay, step_size, root_factor,
     beta1, beta2, grad_weight, square_weight, eps, l2, has_l2, clear,
     DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, COPY_DTYPE: tl.constexpr,
-    ALIGN: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    byte = kept_bytes(p_row, first, numel, BLOCK)[:, None]
+    byte, full = mask_bytes(p_row, first, numel, TAIL, BLOCK)
     o_bit = tl.arange(0, 8)[None, :]
     o = first + (tl.arange(0, BLOCK // 8)[:, None] * 8 + o_bit)
     kept = ((byte >> o_bit) & 1) != 0
-    # PERF: one predicate for eight elements, or vectors would fall apart into single loads.
+    inside = tl.broadcast_to(full != 0, (BLOCK // 8, 8))
     some = tl.broadcast_to(byte != 0, (BLOCK // 8, 8))
-    written = tl.broadcast_to(tl.where(clear != 0, 255, byte) != 0, (BLOCK // 8, 8))
+    written = tl.broadcast_to(tl.where(clear != 0, full, byte) != 0, (BLOCK // 8, 8))
     m_old = some
     if COPY_DTYPE is not None:  # which wants masked weights too, unless they become zero
-        m_old = tl.broadcast_to(tl.where(clear == 0, 255, byte) != 0, (BLOCK // 8, 8))
-    if not WHOLE:
+        m_old = tl.broadcast_to(tl.where(clear == 0, full, byte) != 0, (BLOCK // 8, 8))
+    if TAIL:
         inside = o < numel
-        kept, some, written, m_old = kept & inside, some & inside, written & inside, m_old & inside
+        some, written, m_old = some & inside, written & inside, m_old & inside
     p_param = tl.multiple_of(tl.load(p_row + 2).to(tl.pointer_type(DTYPE)), ALIGN) + o
     p_grad = tl.multiple_of(tl.load(p_row + 3).to(tl.pointer_type(GRAD_DTYPE)), ALIGN) + o
     p_first = tl.multiple_of(tl.load(p_row + 5).to(tl.pointer_type(tl.float32)), ALIGN) + o
@@ -107,10 +107,7 @@ def adamw_part(
     tl.store(p_second, tl.where(kept, square, b_second), mask=some)
     if COPY_DTYPE is not None:
         p_copy = tl.multiple_of(tl.load(p_row + 4).to(tl.pointer_type(COPY_DTYPE)), ALIGN) + o
-        if WHOLE:
-            tl.store(p_copy, new.to(COPY_DTYPE))
-        else:
-            tl.store(p_copy, new.to(COPY_DTYPE), mask=inside)
+        tl.store(p_copy, new.to(COPY_DTYPE), mask=inside)
 
 
 @triton.jit(do_not_specialize=["has_l2", "clear"])
@@ -125,24 +122,24 @@ def adamw_kernel(
     decay = tl.load(p_constants + 3 * i_tensor)
     step_size = tl.load(p_constants + 3 * i_tensor + 1)
     root_factor = tl.load(p_constants + 3 * i_tensor + 2)
-    if first + BLOCK <= numel:
-        idle = False
-        if ALIGN > 1:
-            idle = is_idle(p_row, first, BLOCK)
-        if idle:
-            masked_block(p_row, first, clear, DTYPE, COPY_DTYPE, ALIGN, BLOCK)
-        else:
-            adamw_part(
-                p_row, first, numel, factor, decay, step_size, root_factor,
-                beta1, beta2, grad_weight, square_weight, eps, l2, has_l2, clear,
-                DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, True, BLOCK,
-            )  # fmt: skip
+    idle = False
+    if ALIGN > 1:
+        idle = is_idle(p_row, first, numel, BLOCK)
+    if idle:
+        masked_block(p_row, first, clear, DTYPE, COPY_DTYPE, ALIGN, BLOCK)
     else:
         adamw_part(
             p_row, first, numel, factor, decay, step_size, root_factor,
             beta1, beta2, grad_weight, square_weight, eps, l2, has_l2, clear,
             DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, False, BLOCK,
         )  # fmt: skip
+        rest = numel // 8 * 8
+        if (first <= rest) & (rest < numel) & (rest < first + BLOCK):
+            adamw_part(
+                p_row, rest, numel, factor, decay, step_size, root_factor,
+                beta1, beta2, grad_weight, square_weight, eps, l2, has_l2, clear,
+                DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, True, 8,
+            )  # fmt: skip
 
 
 Tensors = Sequence[Tensor]

@@ -23,7 +23,7 @@ from sparsekern.kernels.update.table import (
     address_table,
     block_map,
     groups,
-    kept_bytes,
+    mask_bytes,
     number,
 )
 
@@ -48,18 +48,18 @@ def squares_kernel(
     total = tl.zeros((BLOCK // 8, 8), tl.float32)
     for i in range(0, tl.minimum(tl.cdiv(numel - start, BLOCK), CHUNK // BLOCK)):
         first = start + i * BLOCK
-        byte = kept_bytes(p_row, first, numel, BLOCK)[:, None]
-        kept = ((byte >> o_bit) & 1) != 0
-        # PERF: one predicate for eight elements, or vectors would fall apart into single loads.
+        byte, _ = mask_bytes(p_row, first, numel, False, BLOCK)
         some = tl.broadcast_to(byte != 0, (BLOCK // 8, 8))
-        o = first + o_tile
-        if first + BLOCK <= numel:
-            b_grad = tl.load(p_grad + o, mask=some, other=0.0)
-        else:
-            b_grad = tl.load(p_grad + o, mask=some & (o < numel), other=0.0)
-        b_grad = tl.where(kept, b_grad.to(tl.float32) * factor, 0.0)
+        b_grad = tl.load(p_grad + (first + o_tile), mask=some, other=0.0)
+        b_grad = tl.where(((byte >> o_bit) & 1) != 0, b_grad.to(tl.float32) * factor, 0.0)
         total += b_grad * b_grad
     found = tl.sum(tl.sum(total, axis=1).to(tl.float64), axis=0)
+    rest = numel // 8 * 8
+    if (start <= rest) & (rest < numel) & (rest < start + CHUNK):
+        byte, _ = mask_bytes(p_row, rest, numel, True, 8)
+        kept = ((byte >> o_bit) & 1) != 0
+        b_grad = tl.load(p_grad + rest + o_bit, mask=kept, other=0.0).to(tl.float32) * factor
+        found += tl.sum(tl.sum(b_grad * b_grad, axis=1).to(tl.float64), axis=0)
     tl.store(p_sums + i_block + tl.arange(0, 1), tl.zeros((1,), tl.float64) + found)
 
 

@@ -24,7 +24,7 @@ from sparsekern.kernels.update.table import (
     block_map,
     groups,
     is_idle,
-    kept_bytes,
+    mask_bytes,
     masked_block,
     number,
     place,
@@ -37,21 +37,21 @@ Tensors = Sequence[Tensor]
 def sgd_part(
     p_row, first, numel, factor, rate, momentum, grad_weight, l2, has_l2, nesterov, clear,
     MOMENTUM: tl.constexpr, DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr,
-    COPY_DTYPE: tl.constexpr, ALIGN: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+    COPY_DTYPE: tl.constexpr, ALIGN: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    byte = kept_bytes(p_row, first, numel, BLOCK)[:, None]
+    byte, full = mask_bytes(p_row, first, numel, TAIL, BLOCK)
     o_bit = tl.arange(0, 8)[None, :]
     o = first + (tl.arange(0, BLOCK // 8)[:, None] * 8 + o_bit)
     kept = ((byte >> o_bit) & 1) != 0
-    # PERF: one predicate for eight elements, or vectors would fall apart into single loads.
+    inside = tl.broadcast_to(full != 0, (BLOCK // 8, 8))
     some = tl.broadcast_to(byte != 0, (BLOCK // 8, 8))
-    written = tl.broadcast_to(tl.where(clear != 0, 255, byte) != 0, (BLOCK // 8, 8))
+    written = tl.broadcast_to(tl.where(clear != 0, full, byte) != 0, (BLOCK // 8, 8))
     m_old = some
     if COPY_DTYPE is not None:  # which wants masked weights too, unless they become zero
-        m_old = tl.broadcast_to(tl.where(clear == 0, 255, byte) != 0, (BLOCK // 8, 8))
-    if not WHOLE:
+        m_old = tl.broadcast_to(tl.where(clear == 0, full, byte) != 0, (BLOCK // 8, 8))
+    if TAIL:
         inside = o < numel
-        kept, some, written, m_old = kept & inside, some & inside, written & inside, m_old & inside
+        some, written, m_old = some & inside, written & inside, m_old & inside
     p_param = tl.multiple_of(tl.load(p_row + 2).to(tl.pointer_type(DTYPE)), ALIGN) + o
     p_grad = tl.multiple_of(tl.load(p_row + 3).to(tl.pointer_type(GRAD_DTYPE)), ALIGN) + o
     b_old = tl.load(p_param, mask=m_old, other=0.0)
@@ -72,10 +72,7 @@ def sgd_part(
     tl.store(p_param, new, mask=written)
     if COPY_DTYPE is not None:
         p_copy = tl.multiple_of(tl.load(p_row + 4).to(tl.pointer_type(COPY_DTYPE)), ALIGN) + o
-        if WHOLE:
-            tl.store(p_copy, new.to(COPY_DTYPE))
-        else:
-            tl.store(p_copy, new.to(COPY_DTYPE), mask=inside)
+        tl.store(p_copy, new.to(COPY_DTYPE), mask=inside)
 
 
 @triton.jit(do_not_specialize=["has_l2", "nesterov", "clear"])
@@ -90,22 +87,22 @@ def sgd_kernel(
     rate = factor * 0.0 + lr
     if p_rate is not None:
         rate = tl.load(p_rate).to(tl.float32)
-    if first + BLOCK <= numel:
-        idle = False
-        if ALIGN > 1:
-            idle = is_idle(p_row, first, BLOCK)
-        if idle:
-            masked_block(p_row, first, clear, DTYPE, COPY_DTYPE, ALIGN, BLOCK)
-        else:
-            sgd_part(
-                p_row, first, numel, factor, rate, momentum, grad_weight, l2, has_l2, nesterov,
-                clear, MOMENTUM, DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, True, BLOCK,
-            )  # fmt: skip
+    idle = False
+    if ALIGN > 1:
+        idle = is_idle(p_row, first, numel, BLOCK)
+    if idle:
+        masked_block(p_row, first, clear, DTYPE, COPY_DTYPE, ALIGN, BLOCK)
     else:
         sgd_part(
-            p_row, first, numel, factor, rate, momentum, grad_weight, l2, has_l2, nesterov,
-            clear, MOMENTUM, DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, False, BLOCK,
+            p_row, first, numel, factor, rate, momentum, grad_weight, l2, has_l2, nesterov, clear,
+            MOMENTUM, DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, False, BLOCK,
         )  # fmt: skip
+        rest = numel // 8 * 8
+        if (first <= rest) & (rest < numel) & (rest < first + BLOCK):
+            sgd_part(
+                p_row, rest, numel, factor, rate, momentum, grad_weight, l2, has_l2, nesterov,
+                clear, MOMENTUM, DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, True, 8,
+            )  # fmt: skip
 
 
 def masked_sgd(

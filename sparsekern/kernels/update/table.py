@@ -23,7 +23,7 @@ from sparsekern.kernels.launch import INTERPRETING
 
 # Columns of the table: 0 length, 1 mask, 2 weight, 3 gradient, 4 copy, then states.
 # The interpreter pays for programs, not for elements.
-BLOCK, WARPS = 4096 if INTERPRETING else 1024, 4
+BLOCK, WARPS = 8192 if INTERPRETING else 1024, 4
 KEPT_TABLES = 32  # a step needs about two for each parameter group and combination of dtypes
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -43,22 +43,34 @@ def place(p_table, p_blocks, p_found_inf, FIELDS: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
-def kept_bytes(p_row, first, numel, BLOCK: tl.constexpr):
-    """The mask of BLOCK elements as int32 [BLOCK / 8], eight elements each."""
+def mask_bytes(p_row, first, numel, TAIL: tl.constexpr, BLOCK: tl.constexpr):
+    """The mask of BLOCK elements from ``first`` on, eight in each of int32 [BLOCK / 8, 1], and the
+    same of one without masked elements. Eight elements that are not all inside of the tensor
+    count as outside; ``TAIL`` is for them alone.
+
+    PERF: one predicate for eight elements, or vectors would fall apart into single loads.
+    """
     o_byte = tl.arange(0, BLOCK // 8)
     bits = tl.load(p_row + 1)
     p_byte = bits.to(tl.pointer_type(tl.uint8)) + first // 8 + o_byte
     m_byte = first + o_byte * 8 < tl.where(bits != 0, numel, 0)
-    return tl.load(p_byte, mask=m_byte, other=255).to(tl.int32)
+    byte = tl.load(p_byte, mask=m_byte, other=255).to(tl.int32)
+    if TAIL:
+        full = (1 << (numel - first).to(tl.int32)) - 1 + o_byte * 0
+    else:
+        full = tl.where(first + o_byte * 8 + 8 <= numel, 255, 0)
+    return (byte & full)[:, None], full[:, None]
 
 
 @triton.jit
-def is_idle(p_row, first, BLOCK: tl.constexpr):
-    """Whether all of BLOCK elements are masked. Every warp looks at all words: no shared memory."""
+def is_idle(p_row, first, numel, BLOCK: tl.constexpr):
+    """Whether BLOCK elements are there and all masked. Every warp looks at all words of the mask:
+    no shared memory."""
     bits = tl.load(p_row + 1)
-    p_word = bits.to(tl.pointer_type(tl.int32)) + first // 32
     o_word = tl.arange(0, BLOCK // 32)
-    words = tl.load(p_word + o_word, mask=o_word < tl.where(bits != 0, BLOCK, 0), other=-1)
+    m_word = first + o_word * 32 + 32 <= tl.where(bits != 0, numel, 0)
+    p_word = bits.to(tl.pointer_type(tl.int32)) + first // 32
+    words = tl.load(p_word + o_word, mask=m_word, other=-1)
     return tl.max((words != 0).to(tl.int32), axis=0) == 0
 
 

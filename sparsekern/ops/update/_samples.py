@@ -19,7 +19,7 @@ LISTS: dict[str, tuple[tuple[tuple[int, ...], float | None], ...]] = {
     "nothing": (),
     "no_elements": (((0,), 0.5), ((0, 4), None), ((1,), 1.0)),
     "all_kept": (((65,), 1.0), ((129,), 1.0)),
-    "all_masked": (((64,), 0.0), ((130,), 0.0)),
+    "all_masked": (((64,), 0.0), ((130,), 0.0), ((9001,), 0.0)),
     "empty_words": (((9, 500), 0.004),),
     "around_a_word": tuple(((size,), 0.5) for size in (63, 64, 65, 127, 128, 191)),
     # more than one task each: one tensor of several, and many tensors in several
