@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+CXX_SOURCES := $(shell find csrc -type f) $(wildcard tests/cuda/*.cpp)
 PYTEST := $(BIN)/python -m pytest -q
 
 .PHONY: gpu gpu-test gpu-ceilings gpu-bench gpu-build
@@ -78,7 +79,7 @@ gpu-build:
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -type f)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 types: venv
 	$(BIN)/mypy
@@ -86,7 +87,7 @@ types: venv
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc -type f)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 venv: $(VENV)/stamp  ## the set-up alone
 

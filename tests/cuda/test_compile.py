@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*/*.cu"))
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+TRITON = Path(torch.__file__).parent.parent / "triton"
 ARCHITECTURES = ("sm_80", "sm_90a")
 # Symbols that the library may want from elsewhere: torch's stable C ABI, libc, libstdc++.
 STABLE = re.compile(r"^(aoti_torch_|torch_)\w+$")
@@ -86,6 +88,17 @@ def test_needs_the_stable_abi_alone(built: Built) -> None:
     symbols = [line.split()[-1] for line in listed.stdout.splitlines()]
     assert [s for s in symbols if not any(p.match(s) for p in (STABLE, SYSTEM, WEAK))] == []
     assert any(map(STABLE.match, symbols))
+
+
+def test_holds_ptx_for_later_gpus(built: Built) -> None:
+    tool = shutil.which("cuobjdump") or next(map(str, TRITON.glob("**/bin/cuobjdump")), None)
+    if tool is None:
+        pytest.skip("cuobjdump is not installed, nor Triton, which has one")
+    command = [tool, "--list-elf", "--list-ptx", str(built.path)]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    kinds = [re.findall(rf"\.(sm_\w+)\.{kind}", listed) for kind in ("cubin", "ptx")]
+    assert Counter(kinds[0]) == dict.fromkeys(ARCHITECTURES, len(SOURCES))
+    assert Counter(kinds[1]) == {ARCHITECTURES[0]: len(SOURCES)}
 
 
 CALLS = """

@@ -151,3 +151,29 @@ def test_more_tensors_than_one_launch_takes() -> None:
         for ours, theirs in zip(written(step, together), written(step, other), strict=True):
             assert torch.equal(ours, theirs)
     assert torch.equal(*(norm(each[1], each[5], None) for each in (together, again)))
+
+
+# What is called around Python's checks: argument, what it becomes, and the sentence.
+WRONG: list[tuple[int, Any, str]] = [
+    (0, lambda each: [each[0], each[1].cpu()], "Expected params to be on cuda:0. Got a tensor on"),
+    (0, lambda each: [each[0].int(), each[1]], "Expected params to be float32, float64, bfloat16"),
+    (1, lambda each: [each[0].double(), each[1]], "Expected grads to have the dtype of params, or"),
+    (1, lambda each: each[:1], "Expected grads to have 2 tensors. Got 1."),
+    (2, lambda each: [each[0].half(), each[1]], "Expected exp_avgs to be 70 contiguous elements"),
+    (3, lambda each: each[::-1], "Expected exp_avg_sqs to be 70 contiguous elements of the right"),
+    (4, lambda each: [torch.ones(2, device=DEVICE)] * 2, "Expected steps to be one float32 or"),
+    (5, lambda each: [each[0].cpu(), each[1]], "Expected bits to be on cuda:0. Got a tensor on"),
+    (6, lambda each: [each[0].float(), each[1]], "Expected copies to be bfloat16 or float16 ones"),
+    (7, lambda each: each.int(), "Expected grad_factor to be float32, float64, bfloat16 or float"),
+]
+
+
+@pytest.mark.parametrize(("at", "change", "sentence"), WRONG)
+def test_bad_arguments_are_refused(at: int, change: Any, sentence: str) -> None:
+    args = step_arguments(DEVICE, (70, 3))
+    args[at] = change(args[at])
+    kept = [each.clone() for each in written(OPS["update_masked_adamw_"], args)]
+    with pytest.raises(RuntimeError) as error:
+        OPS["update_masked_adamw_"].overload(*args, **OPTIONS)
+    assert sentence in str(error.value)
+    assert all(map(torch.equal, kept, written(OPS["update_masked_adamw_"], args)))

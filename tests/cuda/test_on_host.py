@@ -107,23 +107,29 @@ def test_arguments_fit_a_launch() -> None:
     assert on_host.library().argument_bytes() <= 4096
 
 
+# Where the weights, gradients and both states begin: each alone may keep units from being whole.
+OFFSETS = [(n, n, n, n) for n in range(5)] + [
+    tuple(int(i == n) for i in range(4)) for n in range(4)
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("offset", range(5))
-@pytest.mark.parametrize("zero_masked", [False, True])
-def test_slices_of_larger_memory(dtype: torch.dtype, offset: int, zero_masked: bool) -> None:
+@pytest.mark.parametrize("offsets", OFFSETS)
+@pytest.mark.parametrize("count", [8189, 8192, 8192 + 35])
+def test_slices_of_larger_memory(dtype: torch.dtype, offsets: tuple[int, ...], count: int) -> None:
     """Any alignment, the mask's too, and nothing outside of the slice is written."""
-    count, guard = 8192 + 35, 7.5
+    guard, zero_masked = 7.5, count % 2 == 1
     state = torch.float64 if dtype == torch.float64 else torch.float32
 
-    def inside(kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    def inside(kind: torch.dtype, offset: int) -> tuple[Tensor, Tensor]:
         whole = torch.full((count + 16,), guard, dtype=kind)
         part = whole[offset : offset + count]
         part.copy_(torch.rand(count))
         return whole, part
 
-    wholes, parts = zip(*map(inside, (dtype, dtype, state, state)), strict=True)
-    bits = torch.full((count // 8 + 9,), 255, dtype=torch.uint8)
-    own = bits[offset : offset + count // 8 + 1]
+    wholes, parts = zip(*map(inside, (dtype, dtype, state, state), offsets), strict=True)
+    bits = torch.full((count // 8 + 20,), 255, dtype=torch.uint8)
+    own = bits[sum(offsets) : sum(offsets) + (count + 7) // 8]
     own.copy_(pack_bits(torch.rand(count) < 0.3))
     mask = ops.mask.unpack_bits(own, (count,))
     before = [part.clone() for part in parts]
@@ -134,19 +140,20 @@ def test_slices_of_larger_memory(dtype: torch.dtype, offset: int, zero_masked: b
     flags = {"decoupled": True, "maximize": False, "zero_masked": zero_masked}
     on_host.masked_adamw_(*lists, *more, **options, **flags)
 
-    for whole in wholes:
+    for whole, offset in zip(wholes, offsets, strict=True):
         assert bool((whole[:offset] == guard).all())
         assert bool((whole[offset + count :] == guard).all())
     assert torch.equal(parts[1], before[1])
     param, first, second = parts[0], parts[2], parts[3]
-    assert torch.equal(
-        param[~mask], torch.zeros_like(param[~mask]) if zero_masked else before[0][~mask]
-    )
+    unchanged = torch.zeros_like(param) if zero_masked else before[0]
+    assert torch.equal(param[~mask], unchanged[~mask])
     assert torch.equal(first[~mask], before[2][~mask])
     assert torch.equal(second[~mask], before[3][~mask])
     assert bool((param[mask] != before[0][mask]).all())
     if copies[0].numel() > 0:
         assert torch.equal(copies[0], param.half())
+    norm = on_host.masked_norm([parts[1]], [own], None)
+    assert norm.item() == pytest.approx(parts[1][mask].double().norm().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("flags", [(True, False), (False, False)])
@@ -186,3 +193,12 @@ def test_a_norm_of_many_chunks_is_exact_enough() -> None:
     count = 1100 * on_host.library().chunk_weights() + 3
     grads, bits = [torch.ones(count)], [torch.empty(0, dtype=torch.uint8)]
     assert on_host.masked_norm(grads, bits, None).item() == pytest.approx(count**0.5, rel=1e-7)
+
+
+def test_a_norm_of_many_tensors() -> None:
+    """Several launches, for more rows than one takes and for each dtype."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    grads = [torch.rand(40 * i).to(dtypes[i % 3]) for i in range(240)]
+    bits = [torch.empty(0, dtype=torch.uint8) for _ in grads]
+    expected = torch.cat([grad.double() for grad in grads]).norm().item()
+    assert on_host.masked_norm(grads, bits, None).item() == pytest.approx(expected, rel=1e-6)
