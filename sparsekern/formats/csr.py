@@ -45,8 +45,8 @@ class CsrFormat(SparseFormat):
     starts_t: Tensor
 
     def __init__(self, values: Tensor, index: CsrIndex, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
         check_tensor(values, "values")
+        super().__init__(shape, values.device)
         if not isinstance(index, CsrIndex):
             raise TypeError(f"Expected index to be a CsrIndex. Got {type(index).__name__}.")
         rows = self.shape[0]
