@@ -96,11 +96,12 @@ class SparseFormat(nn.Module, ABC):
     shape: tuple[int, ...]
     version: Tensor
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device | None = None) -> None:
         super().__init__()
         native.warn_once()
         self.shape = tuple(shape)
-        self.register_buffer("version", torch.tensor(FORMAT_VERSION, dtype=torch.int32))
+        version = torch.tensor(FORMAT_VERSION, dtype=torch.int32, device=device)
+        self.register_buffer("version", version)
         self._probe: Tensor | None = None
         self.register_forward_hook(keep_module_path)
         self._wanted = self._variant = "auto"

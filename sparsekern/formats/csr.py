@@ -19,6 +19,7 @@ from sparsekern.formats.replace import replace_data
 from sparsekern.ops import OPS, Op, csr
 from sparsekern.ops import mask as mask_ops
 from sparsekern.ops.csr import CsrIndex
+from sparsekern.ops.csr._cuda import many_rows_run
 
 
 class CsrFormat(SparseFormat):
@@ -44,8 +45,8 @@ class CsrFormat(SparseFormat):
     starts_t: Tensor
 
     def __init__(self, values: Tensor, index: CsrIndex, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
         check_tensor(values, "values")
+        super().__init__(shape, values.device)
         if not isinstance(index, CsrIndex):
             raise TypeError(f"Expected index to be a CsrIndex. Got {type(index).__name__}.")
         rows = self.shape[0]
@@ -88,18 +89,21 @@ class CsrFormat(SparseFormat):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        return tuple(name for name in self._op.variants if name != "reference")
+        names = [name for name in self._op.variants if name != "reference"]
+        return tuple(n for n in names if n == "dense" or (n == "triton") == self.values.is_cuda)
 
     @property
     def running(self) -> str:
-        select = self._op.select
-        if self.variant != "auto" or select is None:
+        op = self._op
+        if self.variant != "auto" or op.select is None:
             return self.variant
-        return select(self.values)  # the op's rule looks at the device alone
+        if self.values.is_cuda:
+            return many_rows_run(op, self.values, self.density)
+        return op.select(self.values, self.values)  # the op's rule looks at the device alone
 
     @property
     def fuses(self) -> bool:
-        return self.running in ("panel", "patch")
+        return self.running in ("panel", "patch", "triton")
 
     @property
     def _op(self) -> Op:

@@ -46,7 +46,7 @@ class MaskedFormat(SparseFormat):
 
     def __init__(self, weight: Tensor, mask: Tensor, variant: str = "auto") -> None:
         check_mask(mask, tuple(weight.shape), weight.device)
-        super().__init__(tuple(weight.shape))
+        super().__init__(tuple(weight.shape), weight.device)
         self._check_variant(variant)
         self.weight = nn.Parameter(weight)
         self.register_buffer("bits", mask_ops.pack_bits(mask))

@@ -60,6 +60,7 @@ class Op:
     name: str
     overload: Any
     reference: Callable[..., Any]
+    plain_torch: Callable[..., Any]  # what runs on devices without a kernel: mostly the reference
     check: Callable[..., None]
     backward: Callable[..., Any] | str
     variants: dict[str, Variant]
@@ -175,6 +176,7 @@ def define_op(
         name=name,
         overload=overload,
         reference=reference,
+        plain_torch=plain_torch,
         check=check,
         backward=backward,
         variants=rows,

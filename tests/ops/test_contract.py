@@ -181,7 +181,9 @@ GRADCHECK = [p for p in SMALL if has_gradient(p.values[0]) and not p.values[1].p
 def test_gradcheck(op: Op, sample: Sample) -> None:
     """Finite differences in float64."""
     for variant in op.variants or ["auto"]:
-        _skip_unsupported(op, variant, sample)
+        row = op.variants.get(variant)
+        if row is not None and row.supports(*sample.args, **sample.kwargs) is not None:
+            continue
         args = leaves(sample.args, True)
         floats = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
         options = {"variant": variant} if op.variants else {}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsekern._checks import check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._activation import (
     activate,
     activation_gradient,
@@ -22,6 +23,7 @@ from sparsekern.ops._activation import (
 from sparsekern.ops._define import Cost, Variant, define_op
 from sparsekern.ops._geometry import check_geometry, empty_images, memory_format, output_size
 from sparsekern.ops.csr import _convolutions as samples
+from sparsekern.ops.csr import _cuda
 from sparsekern.ops.csr._checks import check_operands
 from sparsekern.ops.csr._convolutions import INDEX_NAMES
 from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
@@ -79,11 +81,11 @@ def _dense(
     activation: str = "none",
 ) -> Tensor:
     """Scatter into scratch, then torch's own dense kernels in the dtype of ``x``."""
-    weight = _weight(values, index, kernel_size, oracle=False)
+    weight = _weight(values.to(x.dtype), index, kernel_size, oracle=False)
     if probe is not None:
-        weight = weight + probe.view_as(weight)
+        weight = weight + probe.view_as(weight).to(x.dtype)
     offset = None if bias is None else bias.to(x.dtype)
-    y = F.conv2d(x, weight.to(x.dtype), offset, stride, padding, dilation, groups)
+    y = F.conv2d(x, weight, offset, stride, padding, dilation, groups)
     return activate(y, activation).contiguous(memory_format=memory_format(x))
 
 
@@ -122,15 +124,21 @@ def _check(
     check_operands(x, values, bias, probe, (rows, columns), named)
 
 
+def _size_of(
+    x: Tensor,
+    *,
+    kernel_size: _Pair,
+    stride: _Pair = (1, 1),
+    padding: _Pair = (0, 0),
+    dilation: _Pair = (1, 1),
+    **_: Any,
+) -> list[int]:
+    """Height and width of the outputs."""
+    return output_size(x.shape[2:], kernel_size, stride, padding, dilation)
+
+
 def _fake(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Tensor:
-    size = output_size(
-        x.shape[2:],
-        geometry["kernel_size"],
-        geometry.get("stride", (1, 1)),
-        geometry.get("padding", (0, 0)),
-        geometry.get("dilation", (1, 1)),
-    )
-    return empty_images((x.shape[0], rest[2].shape[0] - 1, *size), x)
+    return empty_images((x.shape[0], rest[2].shape[0] - 1, *_size_of(x, **geometry)), x)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -246,8 +254,21 @@ def _supports_patch(*args: Any, **_: Any) -> str | None:
     return None
 
 
-def _select(x: Tensor, *rest: Any, **_: Any) -> str:
+def _select(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> str:
+    if x.device.type == "cuda":
+        _, _, crow, _, crow_t, *_ = rest
+        weights = (crow.shape[0] - 1) * (crow_t.shape[0] - 1) * math.prod(geometry["kernel_size"])
+        positions = x.shape[0] * math.prod(_size_of(x, **geometry))
+        return _cuda.select(_TRITON, values.shape[0] / max(weights, 1), positions, x, values)
     return "patch" if native.loaded and x.device.type == "cpu" else "reference"
+
+
+def _select_backward(grad: Tensor, x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> str:
+    chosen = _select(x, values, None, None, *rest, **geometry)
+    return "reference" if chosen == "dense" else chosen
+
+
+_TRITON = Launcher("csr.conv2d", "conv2d", _cuda.limits)
 
 
 def _cost(x: Tensor, values: Tensor, *rest: Any, **geometry: Any) -> Cost:
@@ -274,10 +295,11 @@ conv2d_backward_op = define_op(
     setup=None,
     backward="second derivatives are not computed; use sparsekern.densify(model) for them.",
     variants=(Variant("patch", _supports_patch),),
-    select=_select,
+    select=_select_backward,
     samples=samples.backward_samples,
     errors=samples.backward_errors,
     cost=_backward_cost,
+    triton=Launcher("csr.conv2d", "conv2d_backward", _cuda.limits),
 )
 
 conv2d_op = define_op(
@@ -296,6 +318,7 @@ conv2d_op = define_op(
     samples=samples.samples,
     errors=samples.errors,
     cost=_cost,
+    triton=_TRITON,
 )
 
 
@@ -331,8 +354,9 @@ def conv2d(
         probe: ``[O, I / groups * kh * kw]`` zeros (stride 0) whose gradient is the dense gradient
             of ``W``, or None.
         activation: as for :func:`sparsekern.ops.csr.linear`.
-        variant: "auto", or one of: "patch" (native CPU), "dense" (scatter into scratch and torch's
-            dense kernels), "reference".
+        variant: "auto", or one of: "patch" (native CPU), "triton" (CUDA, unconfirmed), "dense"
+            (scatter into scratch and torch's dense kernels), "reference". On CUDA, "auto" is
+            "triton" up to density 0.01, for at most 64 output pixels up to 0.05, else "dense".
 
     Returns:
         ``[N, O, H', W']`` of the dtype and memory format of ``x``.
@@ -345,7 +369,7 @@ def conv2d(
     Gradients: of ``x``, ``values`` (float32 for 16-bit ``x``), ``bias`` and ``probe``. NaN or
     infinity in ``x`` or in the gradient may reach gradients of values of its channel that do not
     touch it, and in a value, pixels that it takes from the padding; it passes no dropped weight.
-    Deterministic: "patch" gives the same bits for any number of threads.
+    Deterministic: "patch" gives the same bits for any number of threads, "triton" in every run.
     Cost: ``2 N H' W' nnz`` flops forward, twice that backward; no im2col in memory.
     Reference: patches of output pixels as in docs/cpu_kernels.md.
     """

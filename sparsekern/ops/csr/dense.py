@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsekern._checks import check_device, check_shape, check_size, check_tensor
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 from sparsekern.ops.csr._checks import check_rows
 from sparsekern.ops.csr._rows import row_of
@@ -116,6 +117,12 @@ def _cost_gather(dense: Tensor, crow: Tensor, col: Tensor) -> Cost:
     return Cost(0, (size + 4) * col.numel() + 4 * crow.numel(), size * col.numel())
 
 
+def _limits(numbers: Tensor, *rest: Any) -> str | None:
+    if numbers.element_size() > 8:
+        return f"the kernels move at most 8 bytes. Got {numbers.dtype}."
+    return None
+
+
 to_dense_op = define_op(
     "csr_to_dense(Tensor values, Tensor crow, Tensor col, SymInt cols) -> Tensor",
     reference=_to_dense_reference,
@@ -126,6 +133,7 @@ to_dense_op = define_op(
     samples=_samples_to_dense,
     errors=_errors_to_dense,
     cost=_cost_to_dense,
+    triton=Launcher("csr.dense", "to_dense", _limits),
 )
 
 gather_op = define_op(
@@ -138,6 +146,7 @@ gather_op = define_op(
     samples=_samples_gather,
     errors=_errors_gather,
     cost=_cost_gather,
+    triton=Launcher("csr.dense", "gather", _limits),
 )
 
 

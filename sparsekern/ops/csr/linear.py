@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsekern._checks import as_rows, check_device, check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
+from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._activation import (
     activate,
     activation_gradient,
@@ -19,6 +20,7 @@ from sparsekern.ops._activation import (
     wants_gradient,
 )
 from sparsekern.ops._define import Cost, Variant, define_op
+from sparsekern.ops.csr import _cuda
 from sparsekern.ops.csr._checks import check_operands, fits_on_cpu
 from sparsekern.ops.csr._linears import backward_errors, backward_samples, errors, samples
 from sparsekern.ops.csr.dense import gather, gather_op, to_dense, to_dense_op
@@ -56,10 +58,10 @@ def _dense(
 ) -> Tensor:
     """Scatter into scratch, then torch's own dense kernels in the dtype of ``x``."""
     crow, col, *_ = index
-    weight = to_dense(values, crow, col, x.shape[-1])
+    weight = to_dense(values.to(x.dtype), crow, col, x.shape[-1])
     if probe is not None:
-        weight = weight + probe
-    z = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        weight = weight + probe.to(x.dtype)
+    z = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     return activate(z, activation)
 
 
@@ -191,8 +193,21 @@ def _supports_panel(*args: Any, activation: str = "none") -> str | None:
     return None
 
 
-def _select(x: Tensor, *rest: Any, activation: str = "none") -> str:
+def _select(x: Tensor, values: Tensor, *rest: Any, activation: str = "none") -> str:
+    if x.device.type == "cuda":
+        _, _, crow, _, _, crow_t, *_ = rest
+        weights = (crow.shape[0] - 1) * (crow_t.shape[0] - 1)
+        density = values.shape[0] / max(weights, 1)
+        return _cuda.select(_TRITON, density, math.prod(x.shape[:-1]), x, values)
     return "panel" if native.loaded and x.device.type == "cpu" else "reference"
+
+
+def _select_backward(grad: Tensor, x: Tensor, values: Tensor, y: Tensor | None, *rest: Any) -> str:
+    chosen = _select(x, values, None, None, *rest)
+    return "reference" if chosen == "dense" else chosen
+
+
+_TRITON = Launcher("csr.linear", "linear", _cuda.limits)
 
 
 def _bytes(x: Tensor, index: tuple[Tensor, ...]) -> tuple[int, int, int]:
@@ -234,10 +249,11 @@ linear_backward_op = define_op(
     setup=None,
     backward="second derivatives are not computed; use sparsekern.densify(model) for them.",
     variants=(Variant("panel", _supports_panel),),
-    select=_select,
+    select=_select_backward,
     samples=backward_samples,
     errors=backward_errors,
     cost=_backward_cost,
+    triton=Launcher("csr.linear", "linear_backward", _cuda.limits),
 )
 
 linear_op = define_op(
@@ -256,6 +272,7 @@ linear_op = define_op(
     samples=samples,
     errors=errors,
     cost=_cost,
+    triton=_TRITON,
 )
 
 
@@ -282,8 +299,9 @@ def linear(
         activation: "none", "relu", "gelu" or "gelu_tanh" (as in :func:`torch.nn.functional.gelu`),
             applied before outputs are stored; GELU only where no gradient is wanted, since its
             gradient needs what it is taken of, else by torch on the stored outputs.
-        variant: "auto", or one of: "panel" (native CPU), "dense" (scatter into scratch and torch's
-            dense kernels), "reference".
+        variant: "auto", or one of: "panel" (native CPU), "triton" (CUDA, unconfirmed), "dense"
+            (scatter into scratch and torch's dense kernels), "reference". On CUDA, "auto" is
+            "triton" up to density 0.01, for at most 64 rows of ``x`` up to 0.05, else "dense".
 
     Returns:
         ``[..., O]`` of the dtype of ``x``, accumulated in the dtype of ``values``.
@@ -295,7 +313,7 @@ def linear(
 
     Gradients: of ``x``, ``values`` (float32 for 16-bit ``x``), ``bias`` and ``probe``.
     NaN and infinity travel along kept weights only; dense has NaN * 0 = NaN for the others too.
-    Deterministic: "panel" gives the same bits for any number of threads.
+    Deterministic: "panel" gives the same bits for any number of threads, "triton" in every run.
     Cost: ``2 B nnz`` flops forward, ``4 B nnz`` backward; reads ``x``, ``values`` and ``col``.
     Reference: register-blocked sparse x dense as in docs/cpu_kernels.md.
     """
