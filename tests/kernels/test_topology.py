@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sparsekern.kernels.launch import INTERPRETING
+from sparsekern.kernels.launch import INTERPRETING, recording
 from sparsekern.ops import OPS, csr
 from sparsekern.ops import mask as mask_ops
 
@@ -146,6 +146,32 @@ def test_counts_of_rows_that_do_not_fit(cols: int, monkeypatch: pytest.MonkeyPat
         with pytest.raises(RuntimeError, match=sentence):
             mask_ops.topk_rows(scores, wrong, among)
     assert torch.equal(mask_ops.topk_rows(scores, among.sum(1), among), among)
+
+
+@pytest.mark.device_code
+@pytest.mark.skipif(INTERPRETING, reason="the interpreter compiles nothing")
+def test_sizes_beyond_32_bits_compile() -> None:
+    """Tensors without storage, of which kernels see numbers that take 64 bits."""
+    from tests.kernels.compiled import compile_launch, key_of
+
+    scores = torch.empty(2**31 + 2**20, device="meta")
+    among = torch.empty(scores.shape, dtype=torch.bool, device="meta")
+    bits = torch.empty(scores.numel() // 8, dtype=torch.uint8, device="meta")
+    with recording() as recorded:
+        for k in (2**20, 2**31 + 2):
+            OPS["mask_topk"].triton(scores, k, among)
+        OPS["mask_topk_bits"].triton(scores, 2**20, bits)
+        OPS["mask_count"].triton(among)
+        OPS["mask_apply_"].triton(scores, bits)
+        OPS["mask_unpack_bits"].triton(bits, scores.shape)
+        OPS["csr_from_mask"].triton(among.view(2**10, -1), 2**20)
+        OPS["mask_topk_rows"].triton(
+            scores.view(2**10, -1), torch.empty(2**10, device="meta").long()
+        )
+    launches = {key_of(launch): launch for launch in recorded}
+    assert sum("i64" in key.replace("*i64", "") for key in launches) >= 8
+    for key, launch in launches.items():
+        assert compile_launch(launch, 90).spilled_bytes == 0, key
 
 
 @interpreted

@@ -19,8 +19,8 @@ from sparsekern.kernels.csr.panels import FORMAT, PanelGeometry
 from sparsekern.kernels.launch import INTERPRETING, debugging, launch
 from sparsekern.kernels.mask.order import scan
 
-FLAGS = 65536 if INTERPRETING else 2048  # the interpreter pays by the program
-ENTRIES = 16384 if INTERPRETING else 1024
+FLAGS = 16384 if INTERPRETING else 2048  # the interpreter pays by the program
+ENTRIES = 4096 if INTERPRETING else 1024
 WARPS = 8
 
 

@@ -135,7 +135,8 @@ def collect_kernel(
     low = tl.load(p_state)
     high = tl.load(p_state + 1)
     above = tl.zeros((), tl.int64)
-    for tile in range(tl.program_id(0), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
+    tiles = tl.cdiv(numel, BLOCK).to(tl.int32)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tl.cast(tile, tl.int64) * BLOCK
         key, m_score = candidates(p_scores, p_among, first, numel, AMONG, BLOCK)
         above += tl.sum((m_score & (key > signed(high))).to(tl.int32), axis=0)
@@ -200,7 +201,8 @@ def histogram_kernel(
                 key = tl.load(p_list + first + tl.arange(0, BLOCK), mask=m_key, other=0)
                 bins += digits_of(key, m_key, prefix, PASS)
         else:
-            for tile in range(tl.program_id(0), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
+            tiles = tl.cdiv(numel, BLOCK).to(tl.int32)
+            for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
                 first = tl.cast(tile, tl.int64) * BLOCK
                 key, m_score = candidates(p_scores, p_among, first, numel, AMONG, BLOCK)
                 bins += digits_of(key, m_score, prefix, PASS)
@@ -231,7 +233,8 @@ def ties_kernel(
         tl.store(p_state + ROWS + 13, need)
         tl.store(p_state + ROWS + 14, equal)
     if need < equal:
-        for tile in range(tl.program_id(0), tl.cdiv(numel, BLOCK), tl.num_programs(0)):
+        tiles = tl.cdiv(numel, BLOCK).to(tl.int32)
+        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
             first = tl.cast(tile, tl.int64) * BLOCK
             key, m_score = candidates(p_scores, p_among, first, numel, AMONG, BLOCK)
             tied = tl.sum((m_score & (key == signed(threshold))).to(tl.int32), axis=0)

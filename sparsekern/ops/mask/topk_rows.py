@@ -12,6 +12,7 @@ from sparsekern._checks import check_device, check_dtype, check_shape, check_ten
 from sparsekern.kernels.launch import Launcher
 from sparsekern.ops._define import Cost, Sample, define_op
 
+WIDEST = 2**31 - 2**13  # columns: a tile of scores behind the last one is still an int32
 INFINITIES = {"nan": -torch.inf, "posinf": torch.inf, "neginf": -torch.inf}
 
 
@@ -116,6 +117,8 @@ def _cost(scores: Tensor, counts: Tensor, among: Tensor | None = None) -> Cost:
 def _limits(scores: Tensor, counts: Tensor, among: Tensor | None = None) -> str | None:
     if scores.dtype != torch.float32:
         return f"the kernels order 32 bits. Got scores of {scores.dtype}."
+    if scores.shape[1] >= WIDEST:
+        return f"the kernels take fewer than {WIDEST} columns. Got {scores.shape[1]}."
     return None
 
 
