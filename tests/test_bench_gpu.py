@@ -53,7 +53,14 @@ from tests.gpu import run as tests_run
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 # Contenders that a CPU, or this version, does not have.
-GPU_ONLY = {"compact_state", "torch_cutlass", "torch_cusparselt", "torch_csr", "torch_bsr"}
+GPU_ONLY = {
+    "compact_state",
+    "kernel_triton",
+    "torch_cutlass",
+    "torch_cusparselt",
+    "torch_csr",
+    "torch_bsr",
+}
 
 
 @pytest.fixture
@@ -394,6 +401,13 @@ def test_step_makes_the_mlps_sparse_alone() -> None:
     assert torch.Size([32, 32]) in held  # of attention
 
 
+def test_the_kernel_alone_takes_the_optimisers_step() -> None:
+    case = optimizer.Case("adamw", 1000, 0.5)
+    masked_adamw.kernel(case, CPU, triton=False)()
+    with pytest.raises(NotImplementedError, match="Triton kernels run on CUDA devices. Got cpu"):
+        masked_adamw.kernel(case, CPU, triton=True)
+
+
 def test_never_slower_verdict() -> None:
     def times(dense: float, again: float, plan: float) -> dict[str, Times]:
         named = {"dense": dense, "dense_again": again, "plan": plan}
@@ -510,6 +524,12 @@ def test_phases_report_what_became_of_them(tmp_path: Path, monkeypatch: pytest.M
     assert [row.get("passed") for row in rows[:2]] == [2, 0]
     assert rows[1]["failed"] == 1
     assert rows[4]["failed"] == 1
+
+
+def test_phases_select_by_op_and_device() -> None:
+    (triton,) = [phase for phase in tests_run.PHASES if phase.environment]
+    assert triton.arguments[-1] == "cuda- and matches_the_oracle and (update_)"
+    assert triton.environment == (("SPARSEKERN_CUDA", "0"),)
 
 
 def test_files_with_marked_tests_are_found() -> None:

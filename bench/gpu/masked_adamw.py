@@ -4,7 +4,8 @@ The rival multiplies gradients and weights by a mask around torch's fused step. 
 step must move at least: 28 bytes of a weight (weight, gradient and two moments read, all but the
 gradient written), one bit more with a mask, 18 bytes more for the rival's multiplications; of
 compact values only the kept ones. `compact_state` has dense weights and gradients, and moments of
-the kept weights alone.
+the kept weights alone. `kernel` is the op without the optimiser around it, `kernel_triton` the same
+by its Triton kernel where another one is registered too.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import torch
 from bench import optimizer
 from bench.gpu.ceilings import MASKING_BYTES, TINY_WEIGHTS, WEIGHTS
 from bench.gpu.session import Case, Comparison, Measure, Session, Work
+from sparsekern.ops import OPS as ALL_OPS
+from sparsekern.ops import mask
 
 OPS = ("update_masked_adamw_", "mask_pack_bits")
 DENSITIES = (0.5, 0.1)
-COMPACT_STATE = "compact_state"
+COMPACT_STATE, KERNEL, KERNEL_TRITON = "compact_state", "kernel", "kernel_triton"
 
 
 def cases(tiny: bool) -> Iterator[Case]:
@@ -35,7 +38,7 @@ def works(weights: int, density: float) -> dict[str, Work]:
         optimizer.RIVAL: Work(bytes=plain + MASKING_BYTES * weights),
         optimizer.FUSED: Work(bytes=plain),
         optimizer.FUSED_AGAIN: Work(bytes=plain),
-        optimizer.MASKED: Work(bytes=plain + weights / 8),
+        **dict.fromkeys((optimizer.MASKED, KERNEL, KERNEL_TRITON), Work(bytes=plain + weights / 8)),
         COMPACT_STATE: Work(bytes=plain * density + weights / 8),
         optimizer.COMPACT: Work(bytes=plain * density),
         optimizer.COMPACT_TORCH: Work(bytes=plain * density),
@@ -53,6 +56,8 @@ def _step(weights: int, density: float) -> Measure:
             rival=optimizer.RIVAL,
         )
         makers = optimizer.makers(case, session.device)
+        makers[KERNEL] = lambda: kernel(case, session.device, triton=False)
+        makers[KERNEL_TRITON] = lambda: kernel(case, session.device, triton=True)
         makers[COMPACT_STATE] = lambda: compact_state(case, session.device)
         session.compare(what, makers)
 
@@ -66,3 +71,23 @@ def compact_state(case: optimizer.Case, device: torch.device) -> Callable[[], No
     masks = {each: torch.rand(each.shape, device=device) < case.density for each in dense}
     step: Callable[[], None] = ours(dense, masks=masks, state="compact", **options).step
     return step
+
+
+def kernel(case: optimizer.Case, device: torch.device, triton: bool) -> Callable[[], None]:
+    """The op as MaskedAdamW calls it, by the registered kernel or by the Triton kernel."""
+    op = ALL_OPS["update_masked_adamw_"]
+    params = [each.detach() for each in optimizer.parameters(case.weights, device)]
+    grads, moments, squares = ([torch.rand_like(each) for each in params] for _ in range(3))
+    steps = [torch.full((), 3.0, device=device) for _ in params]
+    bits = [mask.pack_bits(torch.rand(p.shape, device=device) < case.density) for p in params]
+    args = (params, grads, moments, squares, steps, bits, [], None, None, None)
+    rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    options = {**rates, "decoupled": True, "maximize": False, "zero_masked": True}
+    if not triton:
+        return lambda: op(*args, **options)
+    launcher = op.triton
+    assert launcher is not None
+    reason = launcher.supports(*args, **options)
+    if reason is not None:
+        raise NotImplementedError(reason)
+    return lambda: launcher(*args, **options)

@@ -17,6 +17,7 @@ from bench.gpu import machine
 from bench.gpu.session import Session
 from bench.gpu.suites import ALL
 from bench.record import Recorder, machine_name
+from sparsekern._extension import cuda
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def versions(device: torch.device) -> dict[str, str | None]:
     except PackageNotFoundError:
         triton = None
     found = {"triton": triton, "cuda": torch.version.cuda, "host": platform.node()}
+    found["cuda_library"] = cuda.build or cuda.reason
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         found["capability"] = f"{major}.{minor}"

@@ -1,9 +1,10 @@
 """`python -m tests.gpu.run`: what confirms the GPU code, within a budget of seconds.
 
-In order: every op on the device against its oracle; tests marked `gpu`; the rest of the ops'
-contract on the device; the slow ones of the marked tests (sanitizers, tensors of more than 2^31
-elements); the contract on this machine's CPU, which may have an instruction set that no other
-machine here has. What did not fit is named, and every phase is a row of the results.
+In order: every op on the device against its oracle; tests marked `gpu`; ops with kernels in CUDA
+C++ once more in Triton; the rest of the ops' contract on the device; the slow ones of the marked
+tests (sanitizers, tensors of more than 2^31 elements); the contract on this machine's CPU, which
+may have an instruction set that no other machine here has. What did not fit is named, and every
+phase is a row of the results.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ REPORT_S = 10.0  # that pytest gets to report, once it is stopped
 
 @dataclass(frozen=True)
 class Phase:
-    """A selection of tests, and whether processes may share the device."""
+    """A selection of tests, whether processes may share the device, and what is switched off."""
 
     name: str
     arguments: tuple[str, ...]
     parallel: bool = True
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 TESTS = ROOT.parent / "tests"
@@ -47,10 +49,19 @@ def marked() -> tuple[str, ...]:
     return tuple(str(p) for p in sorted(TESTS.rglob("test_*.py")) if "gpu" in p.read_text("utf-8"))
 
 
+# What has CUDA C++ kernels, behind which Triton's would never run.
+TWICE = " or ".join(
+    f"{p.name}_" for p in sorted((ROOT.parent / "csrc/cuda").iterdir()) if p.is_dir()
+)
 DEVICE = (str(CONTRACT), "-k")
 PHASES = (
     Phase("oracle on the device", (*DEVICE, "cuda- and matches_the_oracle")),
     Phase("gpu", (*marked(), "-m", "gpu and not slow")),
+    Phase(
+        "oracle on the device, Triton in place of CUDA C++",
+        (*DEVICE, f"cuda- and matches_the_oracle and ({TWICE})"),
+        environment=(("SPARSEKERN_CUDA", "0"),),
+    ),
     Phase("rest of the contract on the device", (*DEVICE, "cuda- and not matches_the_oracle")),
     Phase("gpu, slow", (*marked(), "-m", "gpu and slow"), parallel=False),
     Phase("contract on the CPU", (*DEVICE, "not cuda-", "-m", "not slow")),
@@ -65,7 +76,10 @@ def run_phase(phase: Phase, seconds: float) -> dict[str, Any]:
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *phase.arguments]
         command += workers() if phase.parallel else []
         # A group of its own: its worker processes must not outlive it.
-        process = subprocess.Popen(command, cwd=ROOT.parent, start_new_session=True)
+        environment = {**os.environ, **dict(phase.environment)}
+        process = subprocess.Popen(
+            command, cwd=ROOT.parent, env=environment, start_new_session=True
+        )
         ended = _ends(process, seconds - REPORT_S)
         if not ended:
             process.send_signal(signal.SIGINT)  # pytest says what it has found so far
