@@ -24,12 +24,12 @@ from sparsekern.patterns import UNSTRUCTURED, Block, FanIn, Pattern
 # 2.5 times at 0.4 on the CPU (Zen 5), and up to which training with momentum takes less memory. A
 # batch of one loses from 0.15 on where the dense weight fits a cache (bench/never_slower.py).
 # Shapes, and so memory, follow from this rule, never from a clock. No GPU has confirmed its number.
-CSR_DENSITY = {"cpu": 0.4, "cuda": 0.02}
+CSR_DENSITY = {"cpu": 0.4, "cuda": 0.01}
 # PERF: densities up to which a dense master trains faster on the csr kernels, values gathered and
 # gradients scattered: 1.0 to 2 times as fast at 0.5 from batch 32 on, but for a few thousand
 # weights, where calls cost more than products (64 to 64: half as fast; bench/never_slower.py, Zen
 # 5). The forward pass alone takes the dense weight, which is at hand (forward_alone_is_dense).
-KERNEL_DENSITY = {"cpu": 0.55, "cuda": 0.02}
+KERNEL_DENSITY = {"cpu": 0.55, "cuda": 0.01}
 SINGLE_DENSITY = 0.15
 # PERF: the same for blocks of at least LEAST_BLOCK weights; blocks of 16 x 16 at density 0.5 take
 # about a third of a dense layer's time, forward + backward (Zen 5). On CUDA, where no GPU has

@@ -62,15 +62,15 @@ def plan_of(model: nn.Module, **changes: Any) -> Plan:
 
 def test_the_rule_is_written_down() -> None:
     """Shapes follow from the density and the kind of device, never from a clock."""
-    assert CSR_DENSITY == {"cpu": 0.4, "cuda": 0.02}
-    assert KERNEL_DENSITY == {"cpu": 0.55, "cuda": 0.02}
-    for device, pays, does_not in ((CPU, 0.4, 0.4001), (CUDA, 0.02, 0.0201)):
+    assert CSR_DENSITY == {"cpu": 0.4, "cuda": 0.01}
+    assert KERNEL_DENSITY == {"cpu": 0.55, "cuda": 0.01}
+    for device, pays, does_not in ((CPU, 0.4, 0.4001), (CUDA, 0.01, 0.0101)):
         assert choose_format(pays, device) == choose_kernel(pays, device) == "csr"
         assert choose_format(does_not, device) == "masked"
         assert choose_format(pays, device, master="dense") == "masked"
         assert choose_format(pays, device, pattern=FanIn()) == "condensed"
         assert choose_format(does_not, device, pattern=FanIn()) == "masked"
-    for device, pays, does_not in ((CPU, 0.55, 0.5501), (CUDA, 0.02, 0.0201)):
+    for device, pays, does_not in ((CPU, 0.55, 0.5501), (CUDA, 0.01, 0.0101)):
         assert choose_kernel(pays, device) == "csr"
         assert choose_kernel(does_not, device) == "dense"
     assert choose_format(0.001, torch.device("meta")) == "masked"

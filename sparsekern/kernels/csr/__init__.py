@@ -1,1 +1,1 @@
-"""Triton kernels of compressed rows: products, sampled products, scatter, gather, index building."""
+"""Triton kernels of compressed rows: products, sampled products, dense copies, indices."""
