@@ -24,6 +24,7 @@ from sparsekern.kernels.update.table import (
     WARPS,
     address_table,
     block_map,
+    compact_place,
     groups,
     is_idle,
     mask_bytes,
@@ -69,6 +70,7 @@ def constants_kernel(
 def adamw_part(
     p_row, first, numel, factor, decay, step_size, root_factor,
     beta1, beta2, grad_weight, square_weight, eps, l2, has_l2, clear,
+    RANK_BLOCK: tl.constexpr,
     DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, COPY_DTYPE: tl.constexpr,
     ALIGN: tl.constexpr, TAIL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -87,12 +89,18 @@ def adamw_part(
         some, written, m_old = some & inside, written & inside, m_old & inside
     p_param = tl.multiple_of(tl.load(p_row + 2).to(tl.pointer_type(DTYPE)), ALIGN) + o
     p_grad = tl.multiple_of(tl.load(p_row + 3).to(tl.pointer_type(GRAD_DTYPE)), ALIGN) + o
-    p_first = tl.multiple_of(tl.load(p_row + 5).to(tl.pointer_type(tl.float32)), ALIGN) + o
-    p_second = tl.multiple_of(tl.load(p_row + 6).to(tl.pointer_type(tl.float32)), ALIGN) + o
+    p_first = tl.multiple_of(tl.load(p_row + 5).to(tl.pointer_type(tl.float32)), ALIGN)
+    p_second = tl.multiple_of(tl.load(p_row + 6).to(tl.pointer_type(tl.float32)), ALIGN)
+    if RANK_BLOCK is None:
+        p_first, p_second, m_state = p_first + o, p_second + o, some
+    else:  # states hold kept weights alone: columns 7 ranks, 8 their number
+        before, o_state = compact_place(p_row, first, byte, 7, RANK_BLOCK, TAIL)
+        p_first, p_second = p_first + before + o_state, p_second + before + o_state
+        m_state = kept & (o_state < tl.load(p_row + 8) - before)
     b_old = tl.load(p_param, mask=m_old, other=0.0)
     b_grad = tl.load(p_grad, mask=some, other=0.0).to(tl.float32) * factor
-    b_first = tl.load(p_first, mask=some, other=0.0)
-    b_second = tl.load(p_second, mask=some, other=0.0)
+    b_first = tl.load(p_first, mask=m_state, other=0.0)
+    b_second = tl.load(p_second, mask=m_state, other=0.0)
     weight = b_old.to(tl.float32)
     b_grad = tl.where(has_l2 != 0, b_grad + l2 * weight, b_grad)
     moved = b_first * beta1 + b_grad * grad_weight
@@ -103,8 +111,8 @@ def adamw_part(
     masked = tl.where(clear != 0, tl.zeros_like(b_old), b_old)
     new = tl.where(kept, weight.to(DTYPE), masked)
     tl.store(p_param, new, mask=written)
-    tl.store(p_first, tl.where(kept, moved, b_first), mask=some)
-    tl.store(p_second, tl.where(kept, square, b_second), mask=some)
+    tl.store(p_first, tl.where(kept, moved, b_first), mask=m_state)
+    tl.store(p_second, tl.where(kept, square, b_second), mask=m_state)
     if COPY_DTYPE is not None:
         p_copy = tl.multiple_of(tl.load(p_row + 4).to(tl.pointer_type(COPY_DTYPE)), ALIGN) + o
         tl.store(p_copy, new.to(COPY_DTYPE), mask=inside)
@@ -114,6 +122,7 @@ def adamw_part(
 def adamw_kernel(
     p_table, p_blocks, p_constants, p_factor, p_found_inf,
     sign, beta1, beta2, grad_weight, square_weight, eps, l2, has_l2, clear,
+    RANK_BLOCK: tl.constexpr,
     DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, COPY_DTYPE: tl.constexpr,
     ALIGN: tl.constexpr, FIELDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -131,14 +140,14 @@ def adamw_kernel(
         adamw_part(
             p_row, first, numel, factor, decay, step_size, root_factor,
             beta1, beta2, grad_weight, square_weight, eps, l2, has_l2, clear,
-            DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, False, BLOCK,
+            RANK_BLOCK, DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, False, BLOCK,
         )  # fmt: skip
         rest = numel // 8 * 8
         if (first <= rest) & (rest < numel) & (rest < first + BLOCK):
             adamw_part(
                 p_row, rest, numel, factor, decay, step_size, root_factor,
                 beta1, beta2, grad_weight, square_weight, eps, l2, has_l2, clear,
-                DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, True, 8,
+                RANK_BLOCK, DTYPE, GRAD_DTYPE, COPY_DTYPE, ALIGN, True, 8,
             )  # fmt: skip
 
 
@@ -153,6 +162,19 @@ def masked_adamw(
     steps: Tensors,
     bits: Tensors,
     *more: Any,
+    **options: Any,
+) -> None:
+    """Launches ``update_masked_adamw_``: two kernels for each combination of dtypes."""
+    columns = (bits, params, grads, more[0], exp_avgs, exp_avg_sqs)
+    launch_adamw(columns, steps, None, more[1:], **options)
+
+
+def launch_adamw(
+    columns: Sequence[Sequence[Any]],
+    steps: Tensors,
+    rank_block: int | None,
+    numbers: Sequence[Tensor | None],
+    *,
     lr: float,
     beta1: float,
     beta2: float,
@@ -162,18 +184,18 @@ def masked_adamw(
     maximize: bool,
     zero_masked: bool,
 ) -> None:
-    """Launches ``update_masked_adamw_``: two kernels for each combination of dtypes."""
-    copies, grad_factor, found_inf, rate = more
-    for group in groups(params, grads, copies, (exp_avgs, exp_avg_sqs, bits)):
+    """Launches the kernels over the columns of the table; ``numbers`` are ``grad_factor``,
+    ``found_inf`` and ``rate``."""
+    bits, params, grads, copies, *states = columns[:6]
+    for group in groups(params, grads, copies, [bits, *states]):
         rows, device = group.rows, params[group.rows[0]].device
-        columns = (bits, params, grads, copies, exp_avgs, exp_avg_sqs, steps)
-        table = address_table(rows, params, columns)
+        table = address_table(rows, params, (*columns, steps))
         times = times_on_device([steps[i] for i in rows], device)
         constants = torch.empty(len(rows), 3, device=device)
         launch(
             constants_kernel,
             (triton.cdiv(len(rows), ROWS),),
-            *(table, times, rate, constants, len(rows)),
+            *(table, times, numbers[2], constants, len(rows)),
             *split(lr),
             *split(weight_decay if decoupled else 0.0),
             *split(log2(beta1)),
@@ -187,11 +209,12 @@ def masked_adamw(
             adamw_kernel,
             (len(blocks),),
             *(table, blocks, constants),
-            number(grad_factor, 1.0, device),
-            number(found_inf, 0.0, device),
+            number(numbers[0], 1.0, device),
+            number(numbers[1], 0.0, device),
             *(-1.0 if maximize else 1.0, beta1, beta2, 1 - beta1, 1 - beta2, eps),
             *(weight_decay, int(not decoupled and weight_decay != 0), int(zero_masked)),
             warps=WARPS,
+            RANK_BLOCK=rank_block,
             **group.types(),
             FIELDS=table.shape[1],
             BLOCK=BLOCK,

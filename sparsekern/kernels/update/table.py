@@ -63,6 +63,34 @@ def mask_bytes(p_row, first, numel, TAIL: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def popcount(byte):
+    """How many of the lowest eight bits are set."""
+    pairs = byte - ((byte >> 1) & 0x55)
+    fours = (pairs & 0x33) + ((pairs >> 2) & 0x33)
+    return (fours + (fours >> 4)) & 0x0F
+
+
+@triton.jit
+def compact_place(
+    p_row, first, byte, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, TAIL: tl.constexpr
+):
+    """For elements from ``first`` on with the mask ``byte`` [n, 1]: how many kept ones of the
+    tensor lie before all of them, and how many of those before each, int32 [n, 8]. Column RANK of
+    the table has those before every RANK_BLOCK; ``first`` begins one, unless TAIL."""
+    start = first // RANK_BLOCK
+    before = tl.load(tl.load(p_row + RANK).to(tl.pointer_type(tl.int32)) + start)
+    if TAIL:
+        o_byte = start * (RANK_BLOCK // 8) + tl.arange(0, RANK_BLOCK // 8)
+        p_byte = tl.load(p_row + 1).to(tl.pointer_type(tl.uint8)) + o_byte
+        between = tl.load(p_byte, mask=o_byte * 8 < first, other=0).to(tl.int32)
+        before += tl.sum(popcount(between), axis=0)
+    count = popcount(byte)
+    group = tl.cumsum(count, axis=0) - count
+    below = byte & ((1 << tl.arange(0, 8)[None, :]) - 1)
+    return before, group + popcount(below)
+
+
+@triton.jit
 def is_idle(p_row, first, numel, BLOCK: tl.constexpr):
     """Whether BLOCK elements are there and all masked. Every warp looks at all words of the mask:
     no shared memory."""
@@ -131,10 +159,10 @@ def groups(
 
 
 def address_table(
-    rows: Sequence[int], tensors: Sequence[Tensor], columns: Sequence[Sequence[Tensor | bool]]
+    rows: Sequence[int], tensors: Sequence[Tensor], columns: Sequence[Sequence[Tensor | int]]
 ) -> Tensor:
     """int64 ``[rows, 1 + columns]``: lengths of ``tensors``, then addresses, 0 where there is
-    nothing (no list, or an empty tensor), or flags."""
+    nothing (no list, or an empty tensor), or numbers."""
     values = tuple(
         value
         for i in rows
@@ -148,8 +176,10 @@ def address_table(
     )
 
 
-def _cell(value: Tensor | bool) -> int:
-    return value.data_ptr() if isinstance(value, Tensor) else int(value)
+def _cell(value: Tensor | int) -> int:
+    if isinstance(value, Tensor):
+        return value.data_ptr() if value.numel() > 0 else 0
+    return int(value)
 
 
 def block_map(rows: Sequence[int], tensors: Sequence[Tensor], block: int = BLOCK) -> Tensor:

@@ -28,8 +28,8 @@ from sparsekern.ops.update._checks import (
 from sparsekern.ops.update._samples import SMALL, all_lists, lists, shared_errors, with_copies
 
 Tensors = Sequence[Tensor]
-_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay")
-_PLAIN: dict[str, Any] = {
+NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay")
+PLAIN: dict[str, Any] = {
     **{"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
     **{"decoupled": True, "maximize": False, "zero_masked": False},
 }
@@ -50,7 +50,7 @@ def _reference(
         zip(params, exp_avgs, exp_avg_sqs, strict=True)
     ):
         gradient = scaled(grads[i], exp_avg.dtype, grad_factor, options["maximize"])
-        weight, *moments = _step_reference(
+        weight, *moments = step_reference(
             param, gradient, exp_avg, exp_avg_sq, steps[i], rate, options
         )
         mask = kept(bits[i], param)
@@ -62,7 +62,7 @@ def _reference(
         write_reference([*old, param, *copy], [*moments, new, *([new] * len(copy))], found_inf)
 
 
-def _step_reference(
+def step_reference(
     param: Tensor,
     gradient: Tensor,
     exp_avg: Tensor,
@@ -110,7 +110,7 @@ def _check(
         check_scalar(step, f"steps[{i}]")
     check_copies(copies, params)
     check_scalars(params, grad_factor=grad_factor, found_inf=found_inf, rate=rate)
-    check_adamw_numbers(**{name: options[name] for name in _NUMBERS})
+    check_adamw_numbers(**{name: options[name] for name in NUMBERS})
 
 
 def check_adamw_numbers(
@@ -133,20 +133,20 @@ def _args(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for name, _ in all_lists(device, dtype):
         args = _args(name, device, dtype)
-        yield Sample(args, name, _PLAIN, small=name in SMALL)
-        yield Sample(args, f"{name}_zero", {**_PLAIN, "zero_masked": True})
+        yield Sample(args, name, PLAIN, small=name in SMALL)
+        yield Sample(args, f"{name}_zero", {**PLAIN, "zero_masked": True})
     args = _args("typical", device, dtype)
     factor = torch.tensor(0.37, device=device)
-    yield Sample((*args[:7], factor, None, None), "factor", _PLAIN, small=True)
-    yield Sample(args, "l2", {**_PLAIN, "decoupled": False, "weight_decay": 0.3})
-    yield Sample(args, "no_decay", {**_PLAIN, "weight_decay": 0.0})
-    yield Sample(args, "maximize", {**_PLAIN, "maximize": True})
+    yield Sample((*args[:7], factor, None, None), "factor", PLAIN, small=True)
+    yield Sample(args, "l2", {**PLAIN, "decoupled": False, "weight_decay": 0.3})
+    yield Sample(args, "no_decay", {**PLAIN, "weight_decay": 0.0})
+    yield Sample(args, "maximize", {**PLAIN, "maximize": True})
     first = [torch.ones((), device=device) for _ in args[0]]
     zeros = [[torch.zeros_like(each) for each in args[2]] for _ in range(2)]
-    yield Sample((*args[:2], *zeros, first, *args[5:]), "first_step", _PLAIN)
+    yield Sample((*args[:2], *zeros, first, *args[5:]), "first_step", PLAIN)
     rate, fine, overflow = (torch.full((1,), x, device=device) for x in (0.03, 0.0, 1.0))
-    yield Sample((*args[:7], factor, fine, rate), "scalars", {**_PLAIN, "lr": 9.0}, small=True)
-    yield Sample((*args[:7], None, overflow, None), "overflow", {**_PLAIN, "zero_masked": True})
+    yield Sample((*args[:7], factor, fine, rate), "scalars", {**PLAIN, "lr": 9.0}, small=True)
+    yield Sample((*args[:7], None, overflow, None), "overflow", {**PLAIN, "zero_masked": True})
     yield from _copy_samples(device, dtype)
     # Nothing that a masked weight holds may reach anything else.
     params, grads, _, squares, steps, *_ = _args("around_a_word", device, dtype)
@@ -156,7 +156,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         grad[0], param[1] = 1.0, float("inf")
         mask[0] = 1
     moments = [torch.zeros_like(each) for each in squares]
-    yield Sample((params, odd, moments, squares, steps, none, *args[6:]), "masked_nan", _PLAIN)
+    yield Sample((params, odd, moments, squares, steps, none, *args[6:]), "masked_nan", PLAIN)
 
 
 def _copy_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
@@ -167,18 +167,18 @@ def _copy_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         params, grads, *states, _, _, _, _ = _args(name, device, dtype)
         grads, copies = with_copies(params, grads)
         args = (params, grads, *states, copies, None, None, None)
-        yield Sample(args, f"{name}_copies", _PLAIN, small=name in SMALL)
-        yield Sample(args, f"{name}_copies_zero", {**_PLAIN, "zero_masked": True})
+        yield Sample(args, f"{name}_copies", PLAIN, small=name in SMALL)
+        yield Sample(args, f"{name}_copies_zero", {**PLAIN, "zero_masked": True})
     overflow = torch.ones((), device=device)
     args = (*args[:7], None, overflow, None)
-    yield Sample(args, "copies_overflow", {**_PLAIN, "zero_masked": True})
+    yield Sample(args, "copies_overflow", {**PLAIN, "zero_masked": True})
 
 
 def _errors() -> Iterator[tuple[Any, type[Exception], str]]:
     def wrong(at: int, value: Any, **options: Any) -> Sample:
         args = list(_args("tiny", torch.device("cpu"), torch.float32))
         args[at] = value
-        return Sample(tuple(args), "", {**_PLAIN, **options})
+        return Sample(tuple(args), "", {**PLAIN, **options})
 
     params, grads, moments, _, steps, bits, *_ = _args("tiny", torch.device("cpu"), torch.float32)
     yield wrong(0, params[0]), TypeError, "Expected params to be a list of tensors. Got Tensor"

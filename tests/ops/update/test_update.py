@@ -202,6 +202,41 @@ def test_the_norm_undoes_a_loss_scale_first() -> None:
     assert update.masked_norm(grads, packed(KEPT), torch.tensor([2.0**-70])) == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+def test_compact_states_take_the_steps_of_dense_ones(density: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for numel in (1, 511, 512, 513, 2600):
+        keep = torch.rand(numel) < density
+        bits = packed(keep)
+        p, grad = torch.randn(numel).to(dtype), torch.randn(numel).to(dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        m, v = torch.randn(numel, dtype=wide), torch.rand(numel, dtype=wide)
+        q, few, squares = p.clone(), m[keep], v[keep]
+        ranks = [update.ranks_of_bits(bits[0], numel)]
+        options = {**ADAMW, "eps": 1e-8, "zero_masked": True}
+        for step in (vector(1), vector(2)):
+            args = ([grad], [m], [v], [step], bits)
+            update.masked_adamw_([p], *args, torch.tensor(0.5), **options)
+            args = ([grad], [few], [squares], [step], bits, ranks)
+            update.compact_adamw_([q], *args, torch.tensor(0.5), **options)
+        for dense, compact in ((p, q), (m[keep], few), (v[keep], squares)):
+            torch.testing.assert_close(compact, dense)
+
+
+def test_ranks_by_hand() -> None:
+    keep = torch.zeros(1030, dtype=torch.bool)
+    keep[[0, 3, 511, 512, 1029]] = True
+    ranks = update.ranks_of_bits(*packed(keep), 1030)
+    assert ranks.tolist() == [0, 3, 4]
+    assert ranks.dtype == torch.int32
+    assert update.ranks_of_bits(*packed(keep[:0]), 0).tolist() == []
+    with pytest.raises(ValueError, match=r"Expected bits to have shape \(1,\)\. Got \(129,\)"):
+        update.ranks_of_bits(*packed(keep), 8)
+    with pytest.raises(TypeError, match="Expected bits to have dtype torch.uint8"):
+        update.ranks_of_bits(keep, 8)
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "update_masked_adamw_": {
         **{"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 0.0, "weight_decay": 0.0},
