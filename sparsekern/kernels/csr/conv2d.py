@@ -5,7 +5,7 @@ Formula: y is the product of compressed rows with a panel of padded images (spmm
   padding have spread apart (so a stride s costs s[0] s[1] times what it must), its taps turned
   round; dvalues is a sampled product of both panels (sddmm.py). What a value that is not finite
   multiplies there includes padding: see the op.
-Thread mapping, tile, accumulation, alignment: of those kernels; panels are made by panel.py.
+Thread mapping, tile, accumulation, alignment: of those kernels; panels are made by batch_panel.py.
 Contract: sparsekern/ops/csr/conv2d.py.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern.kernels.csr.panel import (
+from sparsekern.kernels.csr.batch_panel import (
     Pair,
     Panel,
     entry_offsets,

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsekern.kernels.csr.panel import Pair
+from sparsekern.kernels.csr.batch_panel import Pair
 from sparsekern.kernels.launch import INTERPRETING, launch
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -2,7 +2,7 @@
 
 Formula: y and dx are products of compressed rows with a panel (spmm.py), of W with x and of the
   transposed W with the gradient; dvalues is a sampled product of both panels (sddmm.py).
-Thread mapping, tile, accumulation, alignment: of those kernels; panels are made by panel.py.
+Thread mapping, tile, accumulation, alignment: of those kernels; panels are made by batch_panel.py.
 Contract: sparsekern/ops/csr/linear.py.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsekern.kernels.csr.panel import panel_of_rows
+from sparsekern.kernels.csr.batch_panel import panel_of_rows
 from sparsekern.kernels.csr.sddmm import row_sums, sddmm
 from sparsekern.kernels.csr.spmm import Outputs, Rows, spmm
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsekern.kernels.csr.panel import Panel
+from sparsekern.kernels.csr.batch_panel import Panel
 from sparsekern.kernels.csr.spmm import Rows
 from sparsekern.kernels.launch import INTERPRETING, launch
 

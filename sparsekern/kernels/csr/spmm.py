@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.kernels.activation import CODES, activated
-from sparsekern.kernels.csr.panel import Pair, Panel
+from sparsekern.kernels.csr.batch_panel import Pair, Panel
 from sparsekern.kernels.launch import INTERPRETING, launch
 
 
