@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -56,6 +58,7 @@ CPU = torch.device("cpu")
 GPU_ONLY = {
     "compact_state",
     "kernel_triton",
+    "sparsekern_bsr_triton",
     "torch_cutlass",
     "torch_cusparselt",
     "torch_csr",
@@ -581,3 +584,27 @@ def test_a_tree_without_git_names_its_commit(monkeypatch: pytest.MonkeyPatch) ->
     assert commit() == "unknown"
     monkeypatch.setenv("SPARSEKERN_COMMIT", "abc")
     assert commit() == "abc"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_shares_its_time_out(tmp_path: Path) -> None:
+    """`make gpu` with a stand-in for python: what is called, and for how long each may run."""
+    python, said = tmp_path / "python", tmp_path / "said"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {said}\nexit 0\n')
+    python.chmod(0o755)
+    subprocess.run(["make", "gpu", f"PYTHON={python}"], cwd=ROOT, check=True, capture_output=True)
+    calls = [line for line in said.read_text().splitlines() if line != "-m bench.gpu.build"]
+    assert [line.split()[1] for line in calls] == ["tests.gpu.run", *["bench.gpu.run"] * 2]
+    seconds = [int(re.findall(r"--budget-s (\d+)", line)[0]) for line in calls]
+    for got, most in zip(seconds, (204, 170, 510), strict=True):
+        assert most - 30 < got <= most
+    assert [line.split()[-1] for line in calls[1:]] == ["all-ceilings", "all-suites"]
+    subprocess.run(
+        ["make", "gpu-bench", f"PYTHON={python}", "SUITES=block topk", "BUDGET_S=9"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    last = said.read_text().splitlines()[-1]
+    assert last.startswith("-m bench.gpu.run --results bench/results --budget-s ")
+    assert last.endswith(" block topk")

@@ -2,7 +2,8 @@
 
 One 4096-wide linear layer and the MLP 4096 to 16384 to 4096 with GELU, 8192 rows, density 0.1.
 "bfloat16" has weights of that dtype; "autocast" float32 weights under autocast, as most people
-train. torch's own BSR product has no backward, so it stands in the forward rows alone.
+train. `sparsekern_bsr` runs what the layer's rule says, `sparsekern_bsr_triton` the kernel whatever
+the rule says. torch's own BSR product has no backward, so it stands in the forward rows alone.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def network(sizes: tuple[int, ...], make: Callable[[int, int], nn.Module]) -> nn
     return nn.Sequential(*layers[:-1])
 
 
-def sparse_twin(dense: nn.Sequential, side: int) -> nn.Sequential:
+def sparse_twin(dense: nn.Sequential, side: int, variant: str = "auto") -> nn.Sequential:
     """The network with blocks of its linear layers kept at :data:`DENSITY`, at random."""
     layers: list[nn.Module] = []
     for layer in dense:
@@ -54,6 +55,7 @@ def sparse_twin(dense: nn.Sequential, side: int) -> nn.Sequential:
             layer = SparseLinear.from_dense(
                 layer, mask=mask, format="bsr", block_shape=(side, side)
             )
+            layer.format.variant = variant
         layers.append(layer)
     return nn.Sequential(*layers)
 
@@ -76,6 +78,7 @@ def _compare(op: str, rows: int, sizes: tuple[int, ...], side: int, dtype: str) 
                 "dense": lambda call=call: call(dense),
                 "dense_again": lambda call=call: call(dense),
                 "sparsekern_bsr": lambda call=call: call(sparse_twin(dense, side)),
+                "sparsekern_bsr_triton": lambda call=call: call(sparse_twin(dense, side, "triton")),
             }
             if op == "linear" and which == "forward" and dtype == "bfloat16":
                 makers["torch_bsr"] = lambda: torch_bsr(x, _kept(dense[0].weight, side), side)
@@ -94,7 +97,8 @@ def _works(rows: int, sizes: tuple[int, ...], which: str) -> dict[str, Work]:
     """Useful operations: of the kept weights for what is sparse."""
     passes = 1 if which == "forward" else 3
     total = sum(2 * passes * rows * a * b for a, b in itertools.pairwise(sizes))
-    parts = {"dense": 1.0, "dense_again": 1.0, "sparsekern_bsr": DENSITY, "torch_bsr": DENSITY}
+    sparse = ("sparsekern_bsr", "sparsekern_bsr_triton", "torch_bsr")
+    parts = {"dense": 1.0, "dense_again": 1.0, **dict.fromkeys(sparse, DENSITY)}
     return {name: Work(flops=total * part) for name, part in parts.items()}
 
 

@@ -64,8 +64,8 @@ class Layer:
             return x.to(device, memory_format=torch.channels_last)
         return torch.randn(self.batch, self.shape[0], device=device)
 
-    def sparse(self, dense: nn.Module, x: Tensor) -> nn.Module:
-        """Tuned on ``x``."""
+    def sparse(self, dense: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, float]]:
+        """Tuned on ``x``, with the milliseconds that decided."""
         weight = dense.get_parameter("weight")
         block = None if self.side is None else (self.side, self.side)
         if self.side is None:
@@ -78,8 +78,8 @@ class Layer:
         made = kind.from_dense(dense, mask=mask, block_shape=block)  # type: ignore[arg-type]
         model = nn.Sequential(made)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == "autocast"):
-            tune(model, x, cache=False)
-        return model
+            plan = tune(model, x, cache=False)
+        return model, plan["0"].times_ms
 
 
 def cases(tiny: bool) -> Iterator[Case]:
@@ -103,7 +103,7 @@ def lost(times: dict[str, Times]) -> bool:
 def _measure(layer: Layer) -> Measure:
     def measure(session: Session) -> None:
         dense, x = layer.dense(session.device), layer.input(session.device)
-        sparse = layer.sparse(dense, x)
+        sparse, times_ms = layer.sparse(dense, x)
         name = sparse[0].format.name  # type: ignore[index]
         running = sparse[0].format.running  # type: ignore[index]
 
@@ -119,7 +119,8 @@ def _measure(layer: Layer) -> Measure:
         fields = {"op": "linear" if isinstance(dense, nn.Linear) else "conv2d"}
         fields |= {"pass": "forward_backward", "shape": str(layer.shape), "pattern": pattern}
         shown = {**fields, "batch": layer.batch, "density": layer.density, "dtype": layer.dtype}
-        what = Comparison({**shown, "format": name, "running": running}, seconds=0.15)
+        shown |= {"format": name, "running": running, "tuned_ms": times_ms}
+        what = Comparison(shown, seconds=0.15)
         times = session.compare(what, makers)
         if len(times) == len(makers):
             session.write(**what.fields, variant="verdict", status="measured", lost=lost(times))
