@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import zlib
 from collections.abc import Iterator
 
 # A graph compiled by an earlier build of this package must not be found in a cache on disk.
@@ -21,14 +22,28 @@ if importlib.util.find_spec("pydantic") is None:
     collect_ignore = ["train", "test_cli.py", "test_bench.py"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is no CUDA device."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped where there is no CUDA device.
+
+    SPARSEKERN_TEST_SHARD=i/n leaves one part of n; parametrised tests that differ in their last
+    word alone stay together.
+    """
+    shard = os.environ.get("SPARSEKERN_TEST_SHARD")
+    if shard is not None:
+        number, count = map(int, shard.split("/"))
+        others = [item for item in items if _group(item.nodeid) % count != number]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if _group(item.nodeid) % count == number]
     if torch.cuda.is_available():
         return
     missing = pytest.mark.skip(reason=f"torch {torch.__version__} sees no CUDA device")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(missing)
+
+
+def _group(name: str) -> int:
+    return zlib.crc32((name.rpartition("-")[0] or name).encode())
 
 
 @pytest.fixture(autouse=True, scope="session")

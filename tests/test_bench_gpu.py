@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from bench.gpu.session import (
     Work,
     WrongResultError,
 )
+from bench.gpu.shards import Outcome, run_pytest
 from bench.gpu.suites import ALL, CEILINGS, SUITES
 from bench.record import Recorder
 from bench.timing import Times
@@ -274,7 +276,7 @@ REPORT = """<testsuites><testsuite>
 def test_the_gate_reads_what_the_contract_suite_says(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(REPORT)
-    assert gate.judge(report, ["mask_topk", "mask_topk_bits", "mask_count"]) == {
+    assert gate.judge([report], ["mask_topk", "mask_topk_bits", "mask_count"]) == {
         "mask_topk_bits": "2 contract tests of mask_topk_bits fail",
         "mask_count": "no contract test of mask_count ran",
     }
@@ -282,13 +284,49 @@ def test_the_gate_reads_what_the_contract_suite_says(tmp_path: Path) -> None:
 
 
 def test_a_gate_that_does_not_end_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang(command: list[str], **_: Any) -> None:
-        raise subprocess.TimeoutExpired(command, 1)
+    for ended, sentence in ((False, "took more than 1 s"), (True, "did not run")):
+        outcome = Outcome([], "red", ended)
+        monkeypatch.setattr(gate, "run_pytest", lambda *_, outcome=outcome: outcome)
+        assert gate.red_ops(["mask_topk"], "cuda", 1) == {"mask_topk": f"the gate {sentence}"}
 
-    monkeypatch.setattr(subprocess, "run", hang)
-    assert gate.red_ops(["mask_topk"], "cuda", 1) == {"mask_topk": "the gate took more than 1 s"}
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
-    assert gate.red_ops(["mask_topk"], "cuda", 1) == {"mask_topk": "the gate did not run"}
+
+TESTS = """
+import time, pytest
+@pytest.mark.parametrize("word", ["a-1", "a-2", "b-1", "b-2", "c-1", "d-1", "e-1", "f-1"])
+def test_words(word):
+    assert word != "c-1"
+def test_alone():
+    pass
+def test_long():
+    time.sleep({})
+"""
+
+
+def test_shards_run_every_test_once(tmp_path: Path) -> None:
+    """Tests of one group in one process; what fails in one of them is red."""
+    file = tmp_path / "test_words.py"
+    file.write_text(TESTS.format(0))
+    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
+    outcome = run_pytest([str(file)], 60, tmp_path, 3)
+    assert (outcome.status, outcome.ended, len(outcome.reports)) == ("red", True, 3)
+    names = [
+        [case.get("name") for case in ElementTree.parse(report).iter("testcase")]
+        for report in outcome.reports
+    ]
+    assert sum(map(len, names)) == len(set().union(*names)) == 10
+    assert sum("test_words[a-1]" in own and "test_words[a-2]" in own for own in names) == 1
+    chosen = [str(file), "-k", "alone"]
+    assert run_pytest(chosen, 60, tmp_path, 3).status == "green"
+    assert run_pytest([*chosen, "-k", "nobody"], 60, tmp_path, 2).status == "no test was selected"
+
+
+def test_shards_that_take_too_long_report_what_they_found(tmp_path: Path) -> None:
+    file = tmp_path / "test_words.py"
+    file.write_text(TESTS.format(600))
+    outcome = run_pytest([str(file)], 8, tmp_path, 1)
+    assert not outcome.ended
+    cases = list(ElementTree.parse(outcome.reports[0]).iter("testcase"))
+    assert {case.get("name") for case in cases} >= {"test_alone", "test_words[f-1]"}
 
 
 @pytest.mark.slow

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
+import itertools
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.gpu.shards import processes, run_pytest
 from bench.record import ROOT
 
 CONTRACT = ROOT.parent / "tests" / "ops" / "test_contract.py"
 TESTS = "(matches_the_oracle or twice_and_any_threads) and (float32 or bfloat16)"
-WORKERS = 8  # of pytest-xdist, where it is installed: Triton compiles in all of them
-
-
-def workers() -> list[str]:
-    """pytest's arguments to run in several processes, if it can."""
-    if importlib.util.find_spec("xdist") is None:
-        return []
-    return ["-n", str(WORKERS), "-p", "no:cacheprovider"]
 
 
 def red_ops(ops: Iterable[str], device: str, timeout_s: float) -> dict[str, str]:
@@ -29,24 +20,22 @@ def red_ops(ops: Iterable[str], device: str, timeout_s: float) -> dict[str, str]
     wanted = sorted(set(ops))
     if not wanted:
         return {}
+    chosen = " or ".join(f"{op}-" for op in wanted)
+    selection = [str(CONTRACT), "-k", f"{device}- and {TESTS} and ({chosen})"]
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", str(CONTRACT), f"--junitxml={report}"]
-        chosen = " or ".join(f"{op}-" for op in wanted)
-        command += ["-k", f"{device}- and {TESTS} and ({chosen})", *workers()]
-        try:
-            subprocess.run(command, cwd=ROOT.parent, timeout=timeout_s, check=False)
-        except subprocess.TimeoutExpired:
+        outcome = run_pytest(selection, timeout_s, Path(folder), processes())
+        if not outcome.ended:
             return dict.fromkeys(wanted, f"the gate took more than {timeout_s:.0f} s")
-        if not report.exists():
+        if not outcome.reports:
             return dict.fromkeys(wanted, "the gate did not run")
-        return judge(report, wanted)
+        return judge(outcome.reports, wanted)
 
 
-def judge(report: Path, ops: Iterable[str]) -> dict[str, str]:
-    """What a report of the contract suite says of each op."""
+def judge(reports: Iterable[Path], ops: Iterable[str]) -> dict[str, str]:
+    """What the reports of the contract suite say of each op."""
     passed, failed = dict.fromkeys(ops, 0), dict.fromkeys(ops, 0)
-    for case in ElementTree.parse(report).iter("testcase"):
+    cases = (ElementTree.parse(report).iter("testcase") for report in reports)
+    for case in itertools.chain.from_iterable(cases):
         op = case.get("name", "").partition("[")[2].partition("-")[0]
         if op not in passed:
             continue

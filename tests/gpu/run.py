@@ -9,13 +9,11 @@ phase is a row of the results.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import itertools
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,12 +21,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from bench.gpu.gate import CONTRACT, workers
+from bench.gpu.gate import CONTRACT
+from bench.gpu.shards import REPORT_S, processes, run_pytest
 from bench.gpu.worker import name_of, versions
 from bench.record import ROOT, Recorder
 
 LEAST_S = 20.0  # a phase that has less is not begun
-REPORT_S = 10.0  # that pytest gets to report, once it is stopped
 
 
 @dataclass(frozen=True)
@@ -71,41 +69,23 @@ PHASES = (
 def run_phase(phase: Phase, seconds: float) -> dict[str, Any]:
     """Runs pytest for at most so long; its counts, and what became of it."""
     began = time.time()
+    count = processes() if phase.parallel else 1
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *phase.arguments]
-        command += workers() if phase.parallel else []
-        # A group of its own: its worker processes must not outlive it.
-        environment = {**os.environ, **dict(phase.environment)}
-        process = subprocess.Popen(
-            command, cwd=ROOT.parent, env=environment, start_new_session=True
+        outcome = run_pytest(
+            phase.arguments, seconds - REPORT_S, Path(folder), count, dict(phase.environment)
         )
-        ended = _ends(process, seconds - REPORT_S)
-        if not ended:
-            process.send_signal(signal.SIGINT)  # pytest says what it has found so far
-            if not _ends(process, REPORT_S):
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        counts = counted(report) if report.exists() else {}
-    status = {0: "green", 5: "no test was selected"}.get(process.returncode, "red")
-    if not ended:
-        status = "red, not finished" if counts.get("failed") else "not finished"
+        counts = counted(outcome.reports)
+    status = outcome.status
+    if not outcome.ended:
+        status = "red, not finished" if counts["failed"] else "not finished"
     return {"status": status, "seconds": round(time.time() - began, 1), **counts}
 
 
-def _ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether the process ends within so many seconds."""
-    try:
-        process.wait(timeout=max(seconds, 0.0))
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def counted(report: Path) -> dict[str, int]:
+def counted(reports: Iterable[Path]) -> dict[str, int]:
     """How many tests passed, failed and were skipped."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
-    for case in ElementTree.parse(report).iter("testcase"):
+    cases = (ElementTree.parse(report).iter("testcase") for report in reports)
+    for case in itertools.chain.from_iterable(cases):
         broken = case.find("failure") is not None or case.find("error") is not None
         skipped = case.find("skipped") is not None
         counts["failed" if broken else "skipped" if skipped else "passed"] += 1
