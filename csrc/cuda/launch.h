@@ -1,13 +1,29 @@
-// What every launch needs: the device, torch's current stream, and whether it was accepted.
+// What every launch needs: the device, torch's current stream, and whether it was accepted. A host
+// compiler sees the CPU as the device, for tests of the ops' files (tests/cuda/test_ops_on_host.py).
 #pragma once
-#include <cuda_runtime.h>
-#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include "../common/check.h"
 
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#define SPARSEKERN_DEVICE_KEY CUDA
+#else
+#define SPARSEKERN_DEVICE_KEY CPU
+#endif
+
 namespace sparsekern {
+
+constexpr auto kDeviceType = torch::headeronly::DeviceType::SPARSEKERN_DEVICE_KEY;
+
+inline bool is_on_device(const torch::stable::Tensor& t) {
+  return t.device().type() == kDeviceType;
+}
+
+#if defined(__CUDACC__)
 
 // NOTE: found at run time: this function is in libtorch_cuda.so alone, which this library is neither
 // linked with, as the torch that builds it may lack it, nor made to need, so that it loads everywhere.
@@ -47,5 +63,16 @@ class Launches {
   int32_t device_;
   cudaStream_t stream_;
 };
+
+#else
+
+class Launches {
+ public:
+  explicit Launches(int32_t) {}
+  void* stream() const { return nullptr; }
+  void check(const char*) const {}
+};
+
+#endif
 
 }  // namespace sparsekern

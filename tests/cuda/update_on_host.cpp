@@ -41,7 +41,7 @@ std::vector<Row> rows_of(const HostTensor* tensors, int64_t length) {
 
 template <typename Step>
 void run(Step, const Table& table, int32_t chunks, const typename Step::Options& options) {
-  update_on_host<Step>(table, chunks, options);
+  run_update<Step>(table, chunks, options, nullptr);
 }
 
 }  // namespace
@@ -89,9 +89,11 @@ double norm_on_host(const HostTensor* tensors, int64_t length, const Scalar* fac
   const std::vector<Row> rows = rows_of(tensors, length);
   std::vector<double> partial(size_t(count_chunks(rows)));
   launch_norm(rows, [&](auto gradient, const Table& table, int32_t chunks, int64_t first) {
-    norm_on_host<decltype(gradient)>(table, chunks, *factor, partial.data() + first);
+    run_norm<decltype(gradient)>(table, chunks, *factor, partial.data() + first, nullptr);
   });
-  return norm_final_on_host(partial.data(), int64_t(partial.size()));
+  double norm = 0;
+  run_norm_final(partial.data(), int64_t(partial.size()), &norm, nullptr);
+  return norm;
 }
 
 // How often the work of a launch names each weight of each tensor: `seen` holds them one after the

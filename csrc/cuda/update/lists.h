@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "../../common/tensor_list.h"
+#include "../launch.h"
 #include "table.cuh"
 
 namespace sparsekern {
@@ -14,7 +15,7 @@ class Lists {
   // The device of the first tensor; -1 without one.
   explicit Lists(const TensorList& first, const char* name) {
     if (first.empty()) return;
-    SPARSEKERN_CHECK(first[0].is_cuda(), "Expected ", name,
+    SPARSEKERN_CHECK(is_on_device(first[0]), "Expected ", name,
                      "[0] to be on a CUDA device. Got one on another.");
     device_ = first[0].get_device_index();
   }
@@ -23,7 +24,7 @@ class Lists {
 
   // An array of this many elements, contiguous and on the device.
   void* array(const Tensor& t, const char* name, ScalarType type, int64_t numel) const {
-    SPARSEKERN_CHECK(t.is_cuda() && t.get_device_index() == device_, "Expected ", name,
+    SPARSEKERN_CHECK(is_on_device(t) && t.get_device_index() == device_, "Expected ", name,
                      " to be on cuda:", device_, ". Got a tensor on another device.");
     SPARSEKERN_CHECK(t.scalar_type() == type && t.is_contiguous() && t.numel() == numel,
                      "Expected ", name, " to be ", numel,
@@ -81,7 +82,7 @@ class Lists {
     const bool is_double = dtype == Dtype::kDouble;
     SPARSEKERN_CHECK(t.numel() == 1 && (is_double || dtype == Dtype::kFloat), "Expected ", name,
                      " to be one float32 or float64. Got ", t.numel(), " elements.");
-    const bool is_here = t.is_cuda() && t.get_device_index() == device_;
+    const bool is_here = is_on_device(t) && t.get_device_index() == device_;
     SPARSEKERN_CHECK(is_here || t.is_cpu(), "Expected ", name, " to be on cuda:", device_,
                      " or the CPU. Got a tensor on another device.");
     Scalar found{t.data_ptr(), 0, is_double};

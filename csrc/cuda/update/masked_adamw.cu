@@ -53,14 +53,14 @@ void update_masked_adamw_cuda(TensorList params, TensorList grads, TensorList ex
 
   const Launches launches(lists.device());
   launch_adamw(rows, options, [&](auto step, const Table& table, int32_t chunks, const auto& own) {
-    update_kernel<decltype(step)><<<unsigned(chunks), kThreads, 0, launches.stream()>>>(table, own);
+    run_update<decltype(step)>(table, chunks, own, launches.stream());
     launches.check("masked_adamw");
   });
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, SPARSEKERN_DEVICE_KEY, m) {
   m.impl("update_masked_adamw_", TORCH_BOX(&update_masked_adamw_cuda));
 }
 

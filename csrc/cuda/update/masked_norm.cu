@@ -30,24 +30,21 @@ Tensor update_masked_norm_cuda(TensorList grads, TensorList bits,
   const Scalar factor = lists.scalar(grad_factor, "grad_factor", 1);
 
   const Launches launches(lists.device());
-  const torch::stable::Device device(torch::headeronly::DeviceType::CUDA, lists.device());
+  const torch::stable::Device device(kDeviceType, lists.device());
   const int64_t chunks = count_chunks(rows);
   const Tensor partial = torch::stable::empty({chunks}, ScalarType::Double, std::nullopt, device);
   double* const sums = static_cast<double*>(partial.data_ptr());
   launch_norm(rows, [&](auto gradient, const Table& table, int32_t own, int64_t first) {
-    masked_norm_kernel<decltype(gradient)>
-        <<<unsigned(own), kThreads, 0, launches.stream()>>>(table, factor, sums + first);
+    run_norm<decltype(gradient)>(table, own, factor, sums + first, launches.stream());
     launches.check("masked_norm");
   });
 
   const ScalarType type = is_double ? ScalarType::Double : ScalarType::Float;
   Tensor norm = torch::stable::empty({}, type, std::nullopt, device);
   if (is_double) {
-    masked_norm_final_kernel<<<1, kFinalThreads, 0, launches.stream()>>>(
-        sums, chunks, static_cast<double*>(norm.data_ptr()));
+    run_norm_final(sums, chunks, static_cast<double*>(norm.data_ptr()), launches.stream());
   } else {
-    masked_norm_final_kernel<<<1, kFinalThreads, 0, launches.stream()>>>(
-        sums, chunks, static_cast<float*>(norm.data_ptr()));
+    run_norm_final(sums, chunks, static_cast<float*>(norm.data_ptr()), launches.stream());
   }
   launches.check("masked_norm");
   return norm;
@@ -55,7 +52,7 @@ Tensor update_masked_norm_cuda(TensorList grads, TensorList bits,
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, SPARSEKERN_DEVICE_KEY, m) {
   m.impl("update_masked_norm", TORCH_BOX(&update_masked_norm_cuda));
 }
 

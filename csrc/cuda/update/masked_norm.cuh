@@ -103,11 +103,22 @@ __global__ void __launch_bounds__(kFinalThreads)
   if (thread == 0) *norm = T(std::sqrt(sums[0]));
 }
 
+template <typename G>
+void run_norm(const Table& table, int32_t chunks, const Scalar& factor, double* partial,
+              cudaStream_t stream) {
+  masked_norm_kernel<G><<<unsigned(chunks), kThreads, 0, stream>>>(table, factor, partial);
+}
+
+template <typename T>
+void run_norm_final(const double* partial, int64_t count, T* norm, cudaStream_t stream) {
+  masked_norm_final_kernel<<<1, kFinalThreads, 0, stream>>>(partial, count, norm);
+}
+
 #else
 
 // What the kernels do, thread after thread.
 template <typename G>
-void norm_on_host(const Table& table, int32_t chunks, const Scalar& factor, double* partial) {
+void run_norm(const Table& table, int32_t chunks, const Scalar& factor, double* partial, void*) {
   for (int32_t chunk = 0; chunk < chunks; ++chunk) {
     double sums[kThreads];
     const int found = table.find(chunk);
@@ -123,13 +134,14 @@ void norm_on_host(const Table& table, int32_t chunks, const Scalar& factor, doub
   }
 }
 
-inline double norm_final_on_host(const double* partial, int64_t count) {
+template <typename T>
+void run_norm_final(const double* partial, int64_t count, T* norm, void*) {
   double sums[kFinalThreads];
   for (int t = 0; t < kFinalThreads; ++t) sums[t] = share_of(partial, count, t, kFinalThreads);
   for (int half = kFinalThreads / 2; half > 0; half /= 2) {
     for (int thread = 0; thread < kFinalThreads; ++thread) fold(sums, half, thread);
   }
-  return std::sqrt(sums[0]);
+  *norm = T(std::sqrt(sums[0]));
 }
 
 #endif

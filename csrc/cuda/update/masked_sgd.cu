@@ -54,14 +54,14 @@ void update_masked_sgd_cuda(TensorList params, TensorList grads, TensorList mome
 
   const Launches launches(lists.device());
   launch_sgd(rows, options, [&](auto step, const Table& table, int32_t chunks, const auto& own) {
-    update_kernel<decltype(step)><<<unsigned(chunks), kThreads, 0, launches.stream()>>>(table, own);
+    run_update<decltype(step)>(table, chunks, own, launches.stream());
     launches.check("masked_sgd");
   });
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(sparsekern, SPARSEKERN_DEVICE_KEY, m) {
   m.impl("update_masked_sgd_", TORCH_BOX(&update_masked_sgd_cuda));
 }
 

@@ -153,11 +153,17 @@ __global__ void __launch_bounds__(kThreads)
   walk_chunk<Step>(row, first, thread, kept, shared);
 }
 
+template <typename Step>
+void run_update(const Table& table, int32_t chunks, const typename Step::Options& options,
+                cudaStream_t stream) {
+  update_kernel<Step><<<unsigned(chunks), kThreads, 0, stream>>>(table, options);
+}
+
 #else
 
 // What the kernel does, thread after thread.
 template <typename Step>
-void update_on_host(const Table& table, int32_t chunks, const typename Step::Options& options) {
+void run_update(const Table& table, int32_t chunks, const typename Step::Options& options, void*) {
   for (int32_t chunk = 0; chunk < chunks; ++chunk) {
     const int found = table.find(chunk);
     const Row& row = table.row[found];
