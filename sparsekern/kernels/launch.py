@@ -85,9 +85,19 @@ def launch(
         run()
 
 
-@functools.cache
 def why_no_triton(device: torch.device) -> str | None:
     """None where Triton kernels run on that device, or the reason why they do not."""
+    return reason_on(device)
+
+
+# NOTE: what torch.compiler.assume_constant_result does, without its import of the compiler: torch
+# could not trace the search for a C compiler while a layer chooses its variant.
+why_no_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def reason_on(device: torch.device) -> str | None:
+    """:func:`why_no_triton`, found out."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed."
     if INTERPRETING:

@@ -63,6 +63,19 @@ def source_of(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, ordered, constants, aligned)
 
 
+def source_as_called(launch: Launch) -> ASTSource:
+    """The same with what Triton sees of the numbers in a call: ones, and multiples of 16."""
+    source = source_of(launch)
+    names = [p.name for p in launch.kernel.params if not p.is_constexpr]
+    for name, value in zip(names, launch.args, strict=True):
+        if isinstance(value, int) and value == 1:
+            source.signature[name] = "constexpr"
+            source.constants[(launch.kernel.arg_names.index(name),)] = 1
+        elif isinstance(value, int) and value % 16 == 0:
+            source.attrs[(launch.kernel.arg_names.index(name),)] = [["tt.divisibility", 16]]
+    return source
+
+
 def type_of(value: Any) -> str:
     """Triton's word for an argument's type."""
     if value is None:

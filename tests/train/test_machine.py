@@ -12,7 +12,7 @@ import torch
 
 import sparsekern
 from sparsekern._extension import CudaLibrary, cuda, native
-from sparsekern.kernels.launch import why_no_triton
+from sparsekern.kernels.launch import reason_on
 from sparsekern.ops import OPS
 from sparsekern.train import machine
 from sparsekern.train.machine import gpu_facts, machine_name, native_facts, op_facts, versions
@@ -76,11 +76,11 @@ def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    why_no_triton.cache_clear()
+    reason_on.cache_clear()
     try:
         facts = gpu_facts()
     finally:
-        why_no_triton.cache_clear()
+        reason_on.cache_clear()
     assert facts["CUDA library"] == "lib/libsparsekern_cuda.so"
     assert facts["CUDA library built by"] == "nvcc 13.0 for 80"
     assert (facts["cuda:0"], facts["cuda:1"]) == tuple(f"GPU {i}, capability 7.5" for i in (0, 1))
