@@ -116,6 +116,14 @@ def test_ties_zeros_and_what_is_no_number(numel: int) -> None:
 
 
 @interpreted
+def test_a_bracket_that_holds_too_much() -> None:
+    """The threshold lies between two values that a fifth of the scores have: none are listed."""
+    scores = torch.randint(0, 10, (140_000,)).float()
+    for k in (int((scores >= 5).sum()), int((scores >= 5).sum()) + 7):
+        assert torch.equal(mask_ops.topk(scores, k), OPS["mask_topk"].reference(scores, k))
+
+
+@interpreted
 @pytest.mark.parametrize("numel", [9, 20_000, 140_000])
 def test_fewer_candidates_than_k(numel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them are kept; with SPARSEKERN_DEBUG=1 it is an error."""

@@ -131,7 +131,7 @@ def position_kernel(
     o_entry = first.to(tl.int32) + tl.arange(0, BLOCK)
     zero = tl.zeros((BLOCK,), tl.int32)
     row = lower_bound(p_crow, zero, zero + rows + 1, o_entry + 1, row_steps) - 1
-    m_row = m_entry & (row < rows)  # false behind the last entry of the rows
+    m_row = m_entry & (row >= 0) & (row < rows)  # false where no row has the entry
     col = tl.load(p_col + o_entry, mask=m_entry, other=0)
     place = find(p_crow_old, p_col_old, row, col, m_row, nnz_old, steps)
     if GUARDED:
