@@ -492,8 +492,9 @@ def test_pages_say_unconfirmed_until_there_are_results(
     assert "| 87% of copy bandwidth; 1.50x |" in table
     assert "| 0.90x at worst, 1 of 2 lost |" in table
     assert table.endswith("a-gpu: commit `abc`.")
-    recorder.write(suite="gpu_ceilings", op="copy", gbps=3000.4, status="measured", tiny=False)
-    assert "| copy, read plus written | 3000 GB/s |" in pages.ceilings(tmp_path)
+    copy = {"op": "copy", "shape": [2**32], "status": "measured", "tiny": False}
+    recorder.write(suite="gpu_ceilings", gbps=3000.4, **copy)
+    assert "| copy of 4 GiB, read plus written | 3000 GB/s |" in pages.ceilings(tmp_path)
 
 
 # Tests and build on the GPU machine
