@@ -384,6 +384,8 @@ def test_useful_operations_by_hand() -> None:
     assert moved[optimizer.MASKED].bytes == 28_125
     assert moved[optimizer.RIVAL].bytes == 46_000
     assert moved[optimizer.COMPACT].bytes == pytest.approx(2_800)
+    half = masked_adamw.works(1000, 0.5)[masked_adamw.COMPACT_STATE].bytes
+    assert half == pytest.approx(8_000 + 12_000 * 255 / 256 + 125)
     assert shapes.flops((2, 3, 5)) == 60
     size = step.Size(depth=1, width=2, heads=1, batch=3, tokens=4)
     assert step.flops(size) == 3 * (2 * 12 * 4 * 12 + 4 * 12 * 4 * 2)
