@@ -4,8 +4,9 @@ The rival multiplies gradients and weights by a mask around torch's fused step. 
 step must move at least: 28 bytes of a weight (weight, gradient and two moments read, all but the
 gradient written), one bit more with a mask, 18 bytes more for the rival's multiplications; of
 compact values only the kept ones. `compact_state` has moments of the kept weights alone, and dense
-weights and gradients, of which every eight that hold a kept one must move. `kernel` is the op without the optimiser around it, `kernel_triton` the same
-by its Triton kernel where another one is registered too.
+weights and gradients, of which every eight that hold a kept one must move. `kernel` is the op
+without the optimiser around it, `kernel_triton` the same by its Triton kernel where another one is
+registered too.
 """
 
 from __future__ import annotations
