@@ -58,7 +58,6 @@ CPU = torch.device("cpu")
 GPU_ONLY = {
     "compact_state",
     "kernel_triton",
-    "sparsekern_bsr_triton",
     "torch_cutlass",
     "torch_cusparselt",
     "torch_csr",

@@ -17,7 +17,6 @@ from bench.gpu.shapes import flops
 from bench.gpu.torch_sparse import torch_csr
 from bench.timing import forward_backward_call, forward_call
 from sparsekern.nn import SparseLinear
-from sparsekern.ops import OPS as ALL_OPS
 
 OPS = ("csr_linear", "csr_linear_backward", "csr_to_dense", "csr_gather")
 DENSITIES = (0.01, 0.001)
@@ -29,11 +28,6 @@ def cases(tiny: bool) -> Iterator[Case]:
     for shape, dtype in itertools.product(TINY_SHAPES if tiny else SHAPES, ("bfloat16", "float32")):
         for density in DENSITIES:
             yield Case(f"{shape} {dtype} at {density}", _compare(shape, dtype, density))
-
-
-def variants() -> tuple[str, ...]:
-    """The kernels of the layer, and its own choice."""
-    return ("auto", *(name for name in ALL_OPS["csr_linear"].variants if name != "reference"))
 
 
 def _compare(shape: tuple[int, int, int], dtype: str, density: float) -> Measure:
@@ -50,6 +44,7 @@ def _compare(shape: tuple[int, int, int], dtype: str, density: float) -> Measure
             layer.format.variant = variant
             return layer
 
+        names = ("auto", *sparse("auto").format.variants)
         for which in ("forward", "forward_backward"):
 
             def call(layer: nn.Module, which: str = which) -> Run:
@@ -61,7 +56,7 @@ def _compare(shape: tuple[int, int, int], dtype: str, density: float) -> Measure
                 "dense": lambda call=call: call(dense),
                 "dense_again": lambda call=call: call(dense),
             }
-            for name in variants():
+            for name in names:
                 makers[f"sparsekern_csr_{name}"] = lambda call=call, name=name: call(sparse(name))
             if which == "forward":
                 makers["torch_csr"] = lambda: torch_csr(x, _kept(dense.weight, mask))
