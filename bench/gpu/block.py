@@ -93,7 +93,7 @@ def _compare(op: str, rows: int, sizes: tuple[int, ...], side: int, dtype: str) 
 
 
 def _kept(weight: Tensor, side: int) -> Tensor:
-    """The weight with blocks at random; the CPU's product wants float32."""
+    """The weight with blocks at random."""
     mask = block_mask(tuple(weight.shape), side, DENSITY, weight.device)
     return (weight.detach() * mask).to(weight.dtype)
 
@@ -110,11 +110,10 @@ def _works(
 
 
 def _call(layer: nn.Module, x: Tensor, which: str, autocast: bool) -> Run:
-    make = forward_call if which == "forward" else forward_backward_call
-    if not autocast:
-        return make(layer, x) if which == "forward" else make(layer, x, _grad(layer, x))
-    wrapped = UnderAutocast(layer, x.device.type)
-    return make(wrapped, x) if which == "forward" else make(wrapped, x, _grad(wrapped, x))
+    called = UnderAutocast(layer, x.device.type) if autocast else layer
+    if which == "forward":
+        return forward_call(called, x)
+    return forward_backward_call(called, x, _grad(called, x))
 
 
 def _grad(layer: nn.Module, x: Tensor) -> Tensor:
