@@ -60,7 +60,6 @@ CPU = torch.device("cpu")
 GPU_ONLY = {
     "compact_state",
     "kernel_triton",
-    "sparsekern_bsr_triton",
     "torch_cutlass",
     "torch_cusparselt",
     "torch_csr",
@@ -422,6 +421,8 @@ def test_useful_operations_by_hand() -> None:
     assert moved[optimizer.MASKED].bytes == 28_125
     assert moved[optimizer.RIVAL].bytes == 46_000
     assert moved[optimizer.COMPACT].bytes == pytest.approx(2_800)
+    half = masked_adamw.works(1000, 0.5)[masked_adamw.COMPACT_STATE].bytes
+    assert half == pytest.approx(8_000 + 12_000 * 255 / 256 + 125)
     assert shapes.flops((2, 3, 5)) == 60
     size = step.Size(depth=1, width=2, heads=1, batch=3, tokens=4)
     assert step.flops(size) == 3 * (2 * 12 * 4 * 12 + 4 * 12 * 4 * 2)
@@ -530,8 +531,9 @@ def test_pages_say_unconfirmed_until_there_are_results(
     assert "| 87% of copy bandwidth; 1.50x |" in table
     assert "| 0.90x at worst, 1 of 2 lost |" in table
     assert table.endswith("a-gpu: commit `abc`.")
-    recorder.write(suite="gpu_ceilings", op="copy", gbps=3000.4, status="measured", tiny=False)
-    assert "| copy, read plus written | 3000 GB/s |" in pages.ceilings(tmp_path)
+    copy = {"op": "copy", "shape": [2**32], "status": "measured", "tiny": False}
+    recorder.write(suite="gpu_ceilings", gbps=3000.4, **copy)
+    assert "| copy of 4 GiB, read plus written | 3000 GB/s |" in pages.ceilings(tmp_path)
 
 
 # Tests and build on the GPU machine

@@ -2,7 +2,7 @@
 
 One 4096-wide linear layer and the MLP 4096 to 16384 to 4096 with GELU, 8192 rows, density 0.1.
 "bfloat16" has weights of that dtype; "autocast" float32 weights under autocast, as most people
-train. `sparsekern_bsr` runs what the layer's rule says, `sparsekern_bsr_triton` the kernel whatever
+train. `sparsekern_bsr` runs what the layer's rule says, `sparsekern_bsr_<name>` a kernel whatever
 the rule says. torch's own BSR product has no backward, so it stands in the forward rows alone.
 """
 
@@ -66,10 +66,12 @@ def _compare(op: str, rows: int, sizes: tuple[int, ...], side: int, dtype: str) 
         kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         dense = network(sizes, lambda a, b: nn.Linear(a, b, device=device, dtype=kind))
         x = torch.randn(rows, sizes[0], device=device).to(kind)
+        variants = sparse_twin(dense, side)[0].format.variants
         for which in ("forward", "forward_backward"):
             fields = {"op": op, "pass": which, "shape": [rows, *sizes], "pattern": f"{side}x{side}"}
             shown = {**fields, "density": DENSITY, "dtype": dtype}
-            what = Comparison(shown, _works(rows, sizes, which), rival="torch_bsr")
+            works = _works(rows, sizes, which, variants)
+            what = Comparison(shown, works, rival="torch_bsr")
 
             def call(layer: nn.Module, which: str = which) -> Run:
                 return _call(layer, x, which, autocast=dtype == "autocast")
@@ -78,8 +80,11 @@ def _compare(op: str, rows: int, sizes: tuple[int, ...], side: int, dtype: str) 
                 "dense": lambda call=call: call(dense),
                 "dense_again": lambda call=call: call(dense),
                 "sparsekern_bsr": lambda call=call: call(sparse_twin(dense, side)),
-                "sparsekern_bsr_triton": lambda call=call: call(sparse_twin(dense, side, "triton")),
             }
+            for name in variants:
+                makers[f"sparsekern_bsr_{name}"] = lambda call=call, name=name: call(
+                    sparse_twin(dense, side, name)
+                )
             if op == "linear" and which == "forward" and dtype == "bfloat16":
                 makers["torch_bsr"] = lambda: torch_bsr(x, _kept(dense[0].weight, side), side)
             session.compare(what, makers)
@@ -88,26 +93,27 @@ def _compare(op: str, rows: int, sizes: tuple[int, ...], side: int, dtype: str) 
 
 
 def _kept(weight: Tensor, side: int) -> Tensor:
-    """The weight with blocks at random; the CPU's product wants float32."""
+    """The weight with blocks at random."""
     mask = block_mask(tuple(weight.shape), side, DENSITY, weight.device)
     return (weight.detach() * mask).to(weight.dtype)
 
 
-def _works(rows: int, sizes: tuple[int, ...], which: str) -> dict[str, Work]:
+def _works(
+    rows: int, sizes: tuple[int, ...], which: str, variants: tuple[str, ...] = ()
+) -> dict[str, Work]:
     """Useful operations: of the kept weights for what is sparse."""
     passes = 1 if which == "forward" else 3
     total = sum(2 * passes * rows * a * b for a, b in itertools.pairwise(sizes))
-    sparse = ("sparsekern_bsr", "sparsekern_bsr_triton", "torch_bsr")
+    sparse = ["sparsekern_bsr", *(f"sparsekern_bsr_{name}" for name in variants), "torch_bsr"]
     parts = {"dense": 1.0, "dense_again": 1.0, **dict.fromkeys(sparse, DENSITY)}
     return {name: Work(flops=total * part) for name, part in parts.items()}
 
 
 def _call(layer: nn.Module, x: Tensor, which: str, autocast: bool) -> Run:
-    make = forward_call if which == "forward" else forward_backward_call
-    if not autocast:
-        return make(layer, x) if which == "forward" else make(layer, x, _grad(layer, x))
-    wrapped = UnderAutocast(layer, x.device.type)
-    return make(wrapped, x) if which == "forward" else make(wrapped, x, _grad(wrapped, x))
+    called = UnderAutocast(layer, x.device.type) if autocast else layer
+    if which == "forward":
+        return forward_call(called, x)
+    return forward_backward_call(called, x, _grad(called, x))
 
 
 def _grad(layer: nn.Module, x: Tensor) -> Tensor:

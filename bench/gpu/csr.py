@@ -30,11 +30,6 @@ def cases(tiny: bool) -> Iterator[Case]:
             yield Case(f"{shape} {dtype} at {density}", _compare(shape, dtype, density))
 
 
-def variants(device: torch.device) -> tuple[str, ...]:
-    """The kernels that a layer has on this device, and its own choice."""
-    return ("auto", *SparseLinear(1, 1, format="csr", device=device).format.variants)
-
-
 def _compare(shape: tuple[int, int, int], dtype: str, density: float) -> Measure:
     def measure(session: Session) -> None:
         rows, fan_out, fan_in = shape
@@ -49,6 +44,7 @@ def _compare(shape: tuple[int, int, int], dtype: str, density: float) -> Measure
             layer.format.variant = variant
             return layer
 
+        names = ("auto", *sparse("auto").format.variants)
         for which in ("forward", "forward_backward"):
 
             def call(layer: nn.Module, which: str = which) -> Run:
@@ -60,7 +56,7 @@ def _compare(shape: tuple[int, int, int], dtype: str, density: float) -> Measure
                 "dense": lambda call=call: call(dense),
                 "dense_again": lambda call=call: call(dense),
             }
-            for name in variants(session.device):
+            for name in names:
                 makers[f"sparsekern_csr_{name}"] = lambda call=call, name=name: call(sparse(name))
             if which == "forward":
                 makers["torch_csr"] = lambda: torch_csr(x, _kept(dense.weight, mask))

@@ -3,9 +3,10 @@
 The rival multiplies gradients and weights by a mask around torch's fused step. GB/s count what a
 step must move at least: 28 bytes of a weight (weight, gradient and two moments read, all but the
 gradient written), one bit more with a mask, 18 bytes more for the rival's multiplications; of
-compact values only the kept ones. `compact_state` has dense weights and gradients, and moments of
-the kept weights alone. `kernel` is the op without the optimiser around it, `kernel_triton` the same
-by its Triton kernel where another one is registered too.
+compact values only the kept ones. `compact_state` has moments of the kept weights alone, and dense
+weights and gradients, of which every eight that hold a kept one must move. `kernel` is the op
+without the optimiser around it, `kernel_triton` the same by its Triton kernel where another one is
+registered too.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from bench.gpu.session import Case, Comparison, Measure, Session, Work
 from sparsekern.ops import OPS as ALL_OPS
 from sparsekern.ops import mask
 
-OPS = ("update_masked_adamw_", "mask_pack_bits")
+OPS = ("update_masked_adamw_", "update_compact_adamw_", "mask_pack_bits")
 DENSITIES = (0.5, 0.1)
+SECTOR = 8  # float32 numbers that memory moves together
 COMPACT_STATE, KERNEL, KERNEL_TRITON = "compact_state", "kernel", "kernel_triton"
 
 
@@ -34,12 +36,13 @@ def cases(tiny: bool) -> Iterator[Case]:
 def works(weights: int, density: float) -> dict[str, Work]:
     """What each contender's step must move."""
     plain = optimizer.OPTIMIZERS["adamw"][3] * weights
+    touched = 1 - (1 - density) ** SECTOR
     return {
         optimizer.RIVAL: Work(bytes=plain + MASKING_BYTES * weights),
         optimizer.FUSED: Work(bytes=plain),
         optimizer.FUSED_AGAIN: Work(bytes=plain),
         **dict.fromkeys((optimizer.MASKED, KERNEL, KERNEL_TRITON), Work(bytes=plain + weights / 8)),
-        COMPACT_STATE: Work(bytes=plain * density + weights / 8),
+        COMPACT_STATE: Work(bytes=weights * (16 * density + 12 * touched + 1 / 8)),
         optimizer.COMPACT: Work(bytes=plain * density),
         optimizer.COMPACT_TORCH: Work(bytes=plain * density),
     }
@@ -69,7 +72,7 @@ def compact_state(case: optimizer.Case, device: torch.device) -> Callable[[], No
     ours, _, options, _ = optimizer.OPTIMIZERS[case.optimizer]
     dense = optimizer.parameters(case.weights, device)
     masks = {each: torch.rand(each.shape, device=device) < case.density for each in dense}
-    step: Callable[[], None] = ours(dense, masks=masks, state="compact", **options).step
+    step: Callable[[], None] = ours(dense, masks=masks, compact_state=True, **options).step
     return step
 
 

@@ -73,6 +73,7 @@ class Comparison:
         works: by contender, for GB/s and TFLOP/s.
         dense, rival: names of the contenders that every row is compared with.
         cold, ahead: see :class:`Stopwatch`.
+        seconds: for each contender.
     """
 
     fields: dict[str, Any]
@@ -81,7 +82,7 @@ class Comparison:
     rival: str | None = None
     cold: bool = True
     ahead: bool = True
-    seconds: float = 0.5
+    seconds: float = 0.2
 
 
 class Session:

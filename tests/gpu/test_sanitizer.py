@@ -27,7 +27,9 @@ def sanitizer() -> str | None:
 
 def watched(tool: str, check: str, command: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs python under the tool; allocations are not cached, so that each has its own bounds."""
-    options = ["--tool", check, "--error-exitcode", str(FOUND), "--target-processes", "all"]
+    # Triton's compiler is a process that nobody needs to watch.
+    options = ["--tool", check, "--error-exitcode", str(FOUND)]
+    options += ["--target-processes", "application-only"]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return subprocess.run(
         [tool, *options, sys.executable, *command],
