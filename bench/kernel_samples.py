@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsekern.ops import Op, Sample, bsr, csr, mask
+from sparsekern.ops import Op, Sample, bsr, csr, mask, update
 from sparsekern.testing import all_tensors
 
 BATCH, ROWS, COLS, DENSITY = 128, 1024, 1024, 0.1
@@ -94,7 +94,7 @@ def _move(device: torch.device) -> tuple[Any, ...]:
     return torch.randn(positions.shape, device=device), positions.clamp(max=positions.numel() - 1)
 
 
-def _update(device: torch.device) -> list[list[Tensor]]:
+def _weights(device: torch.device) -> list[list[Tensor]]:
     """Ten weights, gradients, states and masks."""
     many = range(10)
     lists = [[torch.rand(ROWS, COLS, device=device) for _ in many] for _ in range(3)]
@@ -102,7 +102,7 @@ def _update(device: torch.device) -> list[list[Tensor]]:
 
 
 def _masked_adamw(device: torch.device) -> Sample:
-    params, grads, moments, bits = _update(device)
+    params, grads, moments, bits = _weights(device)
     squares = [each.clone() for each in moments]
     steps = [torch.full((), 3.0, device=device) for _ in params]
     rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
@@ -111,8 +111,17 @@ def _masked_adamw(device: torch.device) -> Sample:
     return Sample(args, "benchmark", {**rates, **flags})
 
 
+def _compact_adamw(device: torch.device) -> Sample:
+    full = _masked_adamw(device)
+    params, grads, moments, squares, steps, bits, *more = full.args
+    kept = [mask.unpack_bits(each, [ROWS, COLS]) for each in bits]
+    states = [[v[k] for v, k in zip(each, kept, strict=True)] for each in (moments, squares)]
+    ranks = [update.ranks_of_bits(each, ROWS * COLS) for each in bits]
+    return Sample((params, grads, *states, steps, bits, ranks, *more), "benchmark", full.kwargs)
+
+
 def _masked_sgd(device: torch.device) -> Sample:
-    params, grads, moments, bits = _update(device)
+    params, grads, moments, bits = _weights(device)
     rates = {"lr": 1e-6, "momentum": 0.9, "dampening": 0.0, "weight_decay": 1e-4}
     flags = {"nesterov": False, "maximize": False, "zero_masked": True}
     args = (params, grads, moments, [False] * len(params), bits, [], None, None, None)
@@ -120,7 +129,7 @@ def _masked_sgd(device: torch.device) -> Sample:
 
 
 def _masked_norm(device: torch.device) -> tuple[Any, ...]:
-    _, grads, _, bits = _update(device)
+    _, grads, _, bits = _weights(device)
     return grads, bits, None
 
 
@@ -214,6 +223,7 @@ SAMPLES: dict[str, Maker] = {
         torch.randn(ROWS, COLS, device=device),
         mask.pack_bits(_kept(device)),
     ),
+    "update_compact_adamw_": _compact_adamw,
     "update_masked_adamw_": _masked_adamw,
     "update_masked_sgd_": _masked_sgd,
     "update_masked_norm": _masked_norm,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -21,55 +20,11 @@ from sparsekern.ops.update._checks import (
     WEIGHT_DTYPES,
     state_dtype,
 )
+from sparsekern.optim.compact import KEPT
 from sparsekern.optim.masks import Masks, MaskSource
+from sparsekern.optim.rows import MASTER, Rows, Scalars
 
 MASKED = ("zero", "unchanged")
-MASTER = "master"  # the state that holds the float32 weight of a 16-bit parameter
-
-
-@dataclass
-class Rows:
-    """Parameters of one group on one device that have a gradient."""
-
-    params: list[Tensor] = field(default_factory=list)
-    contiguous: list[Tensor] = field(default_factory=list)  # themselves, or copies
-    grads: list[Tensor] = field(default_factory=list)
-    bits: list[Tensor] = field(default_factory=list)
-    states: list[dict[str, Any]] = field(default_factory=list)
-    weights: list[Tensor] = field(default_factory=list)  # what the op updates
-    copies: list[Tensor] = field(default_factory=list)  # what gets them in 16 bits; may be none
-
-    def add(self, param: Tensor, grad: Tensor, bits: Tensor, state: dict[str, Any]) -> None:
-        """One parameter more."""
-        self.params.append(param)
-        self.contiguous.append(param if param.is_contiguous() else param.contiguous())
-        self.grads.append(grad if grad.is_contiguous() else grad.contiguous())
-        self.bits.append(bits)
-        self.states.append(state)
-
-    def choose_weights(self) -> None:
-        """Float32 masters where there are some: the parameters become their copies."""
-        masters = [state.get(MASTER) for state in self.states]
-        self.weights = [
-            own if master is None else master
-            for own, master in zip(self.contiguous, masters, strict=True)
-        ]
-        if all(master is None for master in masters):
-            return
-        self.copies = [
-            own.new_empty(0) if master is None else own
-            for own, master in zip(self.contiguous, masters, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Scalars:
-    """Numbers of a step that are on the device of its weights."""
-
-    factor: Tensor | None  # of the gradients
-    found_inf: Tensor | None
-    rate: Tensor | None  # in place of ``lr``
-    lr: float
 
 
 class MaskedOptimizer(Optimizer):
@@ -241,6 +196,8 @@ class MaskedOptimizer(Optimizer):
         check_dtype(parameter, "parameters", WEIGHT_DTYPES)
         for name in (*self.state_names, MASTER):
             value = state.get(name)
+            if KEPT in state and name != MASTER:
+                continue
             if value is not None and value.shape != parameter.shape:
                 raise ValueError(
                     f"Expected {name} to have the shape of its parameter, "
@@ -359,6 +316,9 @@ class MaskedOptimizer(Optimizer):
                 if isinstance(value, Tensor) and dtype != parameter.dtype:
                     copy = value.to(parameter.device, dtype, copy=True)
                     self.state[parameter][name] = copy
+            kept = state_dict["state"].get(key, {}).get(KEPT)
+            if kept is not None:
+                self.state[parameter][KEPT] = kept.to(parameter.device, copy=True)
 
 
 def keeps_zeros(optimizer: Optimizer) -> set[int]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsekern.ops.update import masked_adamw_
+from sparsekern.ops.update import compact_adamw_, masked_adamw_
 from sparsekern.ops.update.masked_adamw import check_adamw_numbers
-from sparsekern.optim.masked import MaskedOptimizer, Rows, Scalars, rate
+from sparsekern.optim.compact import KEPT, CompactStates
+from sparsekern.optim.masked import MaskedOptimizer, rate
 from sparsekern.optim.masks import Masks
+from sparsekern.optim.rows import Rows, Scalars
 
 
 class MaskedAdamW(MaskedOptimizer):
@@ -29,6 +31,9 @@ class MaskedAdamW(MaskedOptimizer):
         decoupled_weight_decay: False puts the decay into the gradient, as ``torch.optim.Adam``.
         capturable: steps are counted where the weights are, nothing of a step waits for the GPU,
             and CUDA graphs can capture it. Same numbers.
+        compact_state: ``exp_avg`` and ``exp_avg_sq`` of a parameter with a mask hold its kept
+            weights alone, beside ``kept``, their mask in bits. Same steps; not interchangeable with
+            torch's state then. A step in which the mask is new waits for the GPU.
         masks, model, masked, clip_norm, master_weights: see :class:`MaskedSGD`.
 
     Raises:
@@ -46,7 +51,7 @@ class MaskedAdamW(MaskedOptimizer):
 
     state_names = ("exp_avg", "exp_avg_sq")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - those of torch.optim.AdamW, and the masks'
         self,
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
@@ -63,6 +68,7 @@ class MaskedAdamW(MaskedOptimizer):
         clip_norm: float | None = None,
         master_weights: bool = False,
         capturable: bool = False,
+        compact_state: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -74,6 +80,8 @@ class MaskedAdamW(MaskedOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "capturable": capturable,
         }
+        self.compact_state = compact_state
+        self._compact = CompactStates(self.state_names)
         super().__init__(params, defaults, masks, model, masked, clip_norm, master_weights)
 
     def _check_options(self, group: dict[str, Any]) -> None:
@@ -89,16 +97,34 @@ class MaskedAdamW(MaskedOptimizer):
             rate(group["lr"]), betas[0], betas[1], group["eps"], group["weight_decay"]
         )
 
+    def _clear_masked(self, rows: Rows) -> None:
+        for parameter, bits, state in zip(rows.params, rows.bits, rows.states, strict=True):
+            self._compact.fit(parameter, bits, state, self.compact_state)
+        if not self.compact_state:
+            super()._clear_masked(rows)
+
     def _update(self, group: dict[str, Any], rows: Rows, scalars: Scalars) -> None:
-        steps = self._steps(group, rows, scalars)
-        exp_avgs, exp_avg_sqs = (self._states(rows, name) for name in self.state_names)
-        masked_adamw_(
-            rows.weights,
-            rows.grads,
-            exp_avgs,
-            exp_avg_sqs,
-            steps,
-            rows.bits,
+        self._steps(group, rows, scalars)
+        compact = [KEPT in state for state in rows.states]
+        for kind in (False, True):
+            part = rows if compact == [kind] * len(compact) else rows.part(compact, kind)
+            if kind in compact:
+                self._update_part(group, part, scalars, kind)
+
+    def _update_part(
+        self, group: dict[str, Any], rows: Rows, scalars: Scalars, compact: bool
+    ) -> None:
+        states = [rows.weights, rows.grads]
+        if compact:
+            states += [[state[name] for state in rows.states] for name in self.state_names]
+        else:
+            states += [self._states(rows, name) for name in self.state_names]
+        states += [[state["step"] for state in rows.states], rows.bits]
+        if compact:
+            states.append([self._compact.ranks(parameter) for parameter in rows.params])
+        step: Callable[..., None] = compact_adamw_ if compact else masked_adamw_
+        step(
+            *states,
             scalars.factor,
             copies=rows.copies,
             found_inf=scalars.found_inf,
@@ -112,7 +138,18 @@ class MaskedAdamW(MaskedOptimizer):
             zero_masked=self.masked == "zero",
         )
 
-    def _steps(self, group: dict[str, Any], rows: Rows, scalars: Scalars) -> list[Tensor]:
+    def expand_state(self, parameter: Tensor) -> None:
+        """Makes the compact state of a parameter dense, until its next step."""
+        self._compact.expand(parameter, self.state.get(parameter, {}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "compact_state": self.compact_state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._compact = CompactStates(self.state_names)
+
+    def _steps(self, group: dict[str, Any], rows: Rows, scalars: Scalars) -> None:
         """How many steps each parameter has taken, this one counted unless it overflowed.
 
         They are with the weights if a graph or a GradScaler needs them there, else on the CPU.
@@ -131,4 +168,3 @@ class MaskedAdamW(MaskedOptimizer):
             torch._foreach_add_(steps, 1)
         else:
             torch._foreach_add_(steps, [(overflow.reshape(()) == 0).to(torch.float32)] * len(steps))
-        return steps

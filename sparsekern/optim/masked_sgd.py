@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sparsekern.ops.update import masked_sgd_
 from sparsekern.ops.update.masked_sgd import check_sgd_numbers
-from sparsekern.optim.masked import MaskedOptimizer, Rows, Scalars, is_capturing, rate
+from sparsekern.optim.masked import MaskedOptimizer, is_capturing, rate
 from sparsekern.optim.masks import Masks
+from sparsekern.optim.rows import Rows, Scalars
 
 
 class MaskedSGD(MaskedOptimizer):

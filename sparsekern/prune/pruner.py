@@ -19,6 +19,7 @@ from sparsekern.formats import (
 )
 from sparsekern.nn.convert import sparse_layers
 from sparsekern.nn.layer import SparseLayer, build_stored
+from sparsekern.optim import MaskedAdamW
 from sparsekern.optim.masked import keeps_zeros
 from sparsekern.optim.matrix import check_compact, check_conversion
 from sparsekern.optim.state import (
@@ -335,6 +336,8 @@ class Pruner:
 
     def _compact_one(self, stored: MaskedFormat, kind: str) -> SparseFormat:
         parameter, mask, pattern = stored.weight, stored.mask(), self.method.pattern
+        if isinstance(self.optimizer, MaskedAdamW):
+            self.optimizer.expand_state(parameter)
         compact = build_stored(parameter.detach(), mask, kind, pattern)
         state = self.optimizer.state.get(parameter, {})
         moved = {

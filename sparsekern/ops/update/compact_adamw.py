@@ -45,7 +45,11 @@ def ranks_of_bits(bits: Tensor, numel: int) -> Tensor:
         bits: uint8 ``[ceil(numel / 8)]`` as :func:`mask.pack_bits` makes it.
         numel: of the weight; below 2^31 may be kept.
 
-    Cost: one pass over the bits, in plain torch. Nothing waits for the device.
+    Raises:
+        TypeError, ValueError: bits of another dtype or length.
+
+    Gradients: none. Deterministic. Cost: one pass over the bits, in plain torch; nothing waits for
+    the device.
     """
     check_dtype(bits, "bits", (torch.uint8,))
     check_shape(bits, "bits", ((numel + 7) // 8,))
@@ -261,7 +265,7 @@ def compact_adamw_(  # noqa: PLR0913 - those of masked_adamw_, and ranks
         TypeError, ValueError: lists, dtypes, shapes, devices or numbers that do not fit; nothing is
             changed then.
 
-    Gradients: none. Deterministic. Cost, for float32 at density d: 16 d bytes for the states, and
+    Gradients: none. Deterministic. Cost: for float32 at density d, 16 d bytes for the states, and
     12 for each weight of every eight that have a kept one. On the CPU in plain torch.
     Reference: such states are those of Ansell et al., Scaling Sparse Fine-Tuning to Large Language
     Models (SpIEL), 2024, and of Singh and Bhatele, Exploiting Sparsity in Pruned Neural Networks
