@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsekern as sk
 from sparsekern.optim import MaskedAdamW, MaskedSGD, state_bytes
+from sparsekern.prune import SET, Pruner
 from sparsekern.testing import assert_close_to_oracle
 from tests.optim.masked_cases import (
     CONFIGS,
@@ -338,3 +339,21 @@ def test_masters_of_a_sparse_model() -> None:
         assert not master[~mask].any()
         assert torch.equal(master.bfloat16(), weight)
         model[0].set_mask(mask.flip(0))
+
+
+def test_a_pruner_waits_only_for_its_updates() -> None:
+    """Between changes of the topology, nobody asks whether the gradients have overflowed."""
+    model = network()
+    sk.sparsify(model, 0.4, format="masked")
+    optimizer = MaskedAdamW(model.parameters(), model=model, clip_norm=1.0)
+    pruner = Pruner(model, optimizer, SET(density=0.4, update_every=3), total_steps=20)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    for step in range(6):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(2, 24)).square().mean()).backward()
+        if step in (1, 4, 5):
+            with NoWaiting():
+                pruner.step(scaler=scaler)
+        else:
+            pruner.step(scaler=scaler)
+        scaler.update()

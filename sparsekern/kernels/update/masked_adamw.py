@@ -24,6 +24,7 @@ from sparsekern.kernels.update.table import (
     WARPS,
     address_table,
     block_map,
+    cells,
     compact_place,
     groups,
     is_idle,
@@ -186,10 +187,11 @@ def launch_adamw(
 ) -> None:
     """Launches the kernels over the columns of the table; ``numbers`` are ``grad_factor``,
     ``found_inf`` and ``rate``."""
-    bits, params, grads, copies, *states = columns[:6]
-    for group in groups(params, grads, copies, [bits, *states]):
+    _, params, grads, copies = columns[:4]
+    addresses = [cells(each, len(params)) for each in (*columns, steps)]
+    for group in groups(params, grads, copies, addresses[:6]):
         rows, device = group.rows, params[group.rows[0]].device
-        table = address_table(rows, params, (*columns, steps))
+        table = address_table(rows, params, addresses)
         times = times_on_device([steps[i] for i in rows], device)
         constants = torch.empty(len(rows), 3, device=device)
         launch(

@@ -22,6 +22,7 @@ from sparsekern.kernels.update.table import (
     WARPS,
     address_table,
     block_map,
+    cells,
     groups,
     mask_bytes,
     number,
@@ -79,13 +80,14 @@ def masked_norm(
     """Launches ``update_masked_norm``: one kernel for each dtype, and one that adds up."""
     device = grads[0].device if grads else torch.device("cpu")
     norm = torch.empty((), device=device)
-    found = groups(grads, grads, [], [bits])
+    addresses = [cells(each, len(grads)) for each in (bits, grads)]
+    found = groups(grads, grads, [], addresses)
     maps = [block_map(group.rows, grads, CHUNK) for group in found]
     count = sum(map(len, maps))
     sums = torch.empty(count, dtype=torch.float64, device=device)
     first = 0
     for group, blocks in zip(found, maps, strict=True):
-        table = address_table(group.rows, grads, (bits, grads))
+        table = address_table(group.rows, grads, addresses)
         launch(
             squares_kernel,
             (len(blocks),),

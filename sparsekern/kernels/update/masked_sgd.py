@@ -22,6 +22,7 @@ from sparsekern.kernels.update.table import (
     WARPS,
     address_table,
     block_map,
+    cells,
     groups,
     is_idle,
     mask_bytes,
@@ -122,11 +123,11 @@ def masked_sgd(
 ) -> None:
     """Launches ``update_masked_sgd_``: one kernel for each combination of dtypes."""
     copies, grad_factor, found_inf, rate = more
-    states = [momentum_buffers] if momentum_buffers else []
-    for group in groups(params, grads, copies, [bits, *states]):
+    columns = (bits, params, grads, copies, momentum_buffers, starts)
+    addresses = [cells(each, len(params)) for each in columns]
+    for group in groups(params, grads, copies, addresses[:5]):
         device = params[group.rows[0]].device
-        columns = (bits, params, grads, copies, momentum_buffers, starts)
-        table = address_table(group.rows, params, columns)
+        table = address_table(group.rows, params, addresses)
         blocks = block_map(group.rows, params)
         launch(
             sgd_kernel,

@@ -138,53 +138,49 @@ class Group:
         }
 
 
+def cells(column: Sequence[Tensor] | Sequence[int], length: int) -> list[int]:
+    """A column of the table: addresses, which are 0 for empty tensors, or numbers; zeros for an
+    empty list."""
+    if len(column) == 0:
+        return [0] * length
+    return [each.data_ptr() if isinstance(each, Tensor) else int(each) for each in column]
+
+
 def groups(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     copies: Sequence[Tensor],
-    others: Sequence[Sequence[Tensor]],
+    addresses: Sequence[Sequence[int]],
 ) -> list[Group]:
-    """Tensors that have elements, by dtypes and alignment. ``others`` are states and masks."""
+    """Tensors that have elements, by dtypes and by whether all of their addresses are aligned."""
     found: dict[tuple[torch.dtype, torch.dtype, torch.dtype | None, bool], list[int]] = {}
-    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+    rows = zip(params, grads, *addresses, strict=True)
+    for i, (param, grad, *own) in enumerate(rows):
         if param.numel() == 0:
             continue
-        copy = copies[i] if len(copies) > 0 and copies[i].numel() > 0 else None
-        addresses = param.data_ptr() | grad.data_ptr() | (0 if copy is None else copy.data_ptr())
-        for each in others:
-            addresses |= each[i].data_ptr()
-        key = (param.dtype, grad.dtype, None if copy is None else copy.dtype, addresses % 16 == 0)
-        found.setdefault(key, []).append(i)
+        any_bit = 0
+        for address in own:
+            any_bit |= address
+        copy = copies[i].dtype if len(copies) > 0 and copies[i].numel() > 0 else None
+        found.setdefault((param.dtype, grad.dtype, copy, any_bit % 16 == 0), []).append(i)
     return [Group(rows, *key) for key, rows in found.items()]
 
 
 def address_table(
-    rows: Sequence[int], tensors: Sequence[Tensor], columns: Sequence[Sequence[Tensor | int]]
+    rows: Sequence[int], tensors: Sequence[Tensor], columns: Sequence[Sequence[int]]
 ) -> Tensor:
-    """int64 ``[rows, 1 + columns]``: lengths of ``tensors``, then addresses, 0 where there is
-    nothing (no list, or an empty tensor), or numbers."""
-    values = tuple(
-        value
-        for i in rows
-        for value in (tensors[i].numel(), *(_cell(each[i]) if each else 0 for each in columns))
-    )
-    width = 1 + len(columns)
+    """int64 ``[rows, 1 + columns]``: lengths of ``tensors``, then the columns."""
+    values = tuple((tensors[i].numel(), *(each[i] for each in columns)) for i in rows)
     return kept_on_device(
-        ("table", width, values),
+        ("table", values),
         tensors[rows[0]].device,
-        lambda: torch.tensor(values, dtype=torch.int64).view(-1, width),
+        lambda: torch.tensor(values, dtype=torch.int64),
     )
-
-
-def _cell(value: Tensor | int) -> int:
-    if isinstance(value, Tensor):
-        return value.data_ptr() if value.numel() > 0 else 0
-    return int(value)
 
 
 def block_map(rows: Sequence[int], tensors: Sequence[Tensor], block: int = BLOCK) -> Tensor:
     """int32 ``[blocks, 2]``: the row of each block's tensor, and which of its blocks it is."""
-    counts = tuple(triton.cdiv(tensors[i].numel(), block) for i in rows)
+    counts = tuple((tensors[i].numel() + block - 1) // block for i in rows)
 
     def build() -> Tensor:
         many = torch.tensor(counts)

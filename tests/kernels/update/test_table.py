@@ -87,7 +87,8 @@ def test_groups_by_dtype_copy_and_alignment() -> None:
     grads[3] = grads[3].bfloat16()
     none = torch.empty(0)
     copies = [none, none, none, none, torch.zeros(4).half()]
-    found = table.groups(params, grads, copies, [[torch.zeros(p.shape) for p in params]])
+    addresses = [table.cells(each, 5) for each in (params, grads, copies, [])]
+    found = table.groups(params, grads, copies, addresses)
     assert [(g.rows, g.aligned) for g in found] == [
         ([0], True),
         ([1], False),
@@ -102,7 +103,8 @@ def test_groups_by_dtype_copy_and_alignment() -> None:
 
 def test_tables_and_maps_by_hand() -> None:
     tensors = [torch.zeros(3), torch.zeros(0), torch.zeros(2500)]
-    made = table.address_table([0, 2], tensors, (tensors, [], [True, False, False]))
+    columns = [table.cells(each, 3) for each in (tensors, [], [True, False, False])]
+    made = table.address_table([0, 2], tensors, columns)
     assert made.tolist() == [
         [3, tensors[0].data_ptr(), 0, 1],
         [2500, tensors[2].data_ptr(), 0, 0],
