@@ -5,7 +5,7 @@
 // Arithmetic float, double for double, as the CPU's bodies; constants in double.
 // Alignment  none required; 16 bytes of state, and 4 elements of the others, make loads whole.
 // Contract   sparsekern/ops/update/masked_adamw.py. 28 bytes a kept float weight: memory decides, while
-//            some 50 instructions a weight run (an H100 issues 170 in the time of 28 bytes).
+//            some 50 instructions a weight run (by its data sheet an H100 issues 170 meanwhile).
 #pragma once
 #include <cmath>
 

@@ -14,7 +14,7 @@
 namespace sparsekern {
 
 // Adds the squares of a thread's units to its four sums.
-// PERF: all that is in flight is asked for before the first square: nothing is written in between, so
+// NOTE: all that is in flight is asked for before the first square: nothing is written in between, so
 // a group of units waits for memory once.
 constexpr int kGroup = 4;
 

@@ -89,7 +89,7 @@ SPARSEKERN_HOST_DEVICE int unit_count(const Row& row, int64_t i) {
 }
 
 // The kept weights of a thread's units, 4 bits a unit.
-// PERF: bytes, as half of one is all a thread needs: the bits of a warp lie side by side in 16 bytes,
+// NOTE: bytes, as half of one is all a thread needs: the bits of a warp lie side by side in 16 bytes,
 // one sector, whatever the width of the load, and masks need no alignment. No branch between the loads:
 // each would wait for the one before. Behind the end, where nothing is kept, the last byte is read.
 SPARSEKERN_HOST_DEVICE uint32_t kept_bits(const Row& row, int64_t first) {

@@ -29,7 +29,7 @@ SPARSEKERN_HOST_DEVICE Place place_of(const Row& row, int64_t first, int unit, u
   return {i, count, is_whole, kept >> (kUnit * unit) & 0xfu};
 }
 
-// PERF: spelled out for the GPU, as the compiler splits stores of structs into elements; __stwb would
+// NOTE: spelled out for the GPU, as the compiler splits stores of structs into elements; __stwb would
 // not do, its stores are ordered ones.
 template <typename E>
 SPARSEKERN_HOST_DEVICE void store_whole(E* to, const Unit<E>& unit) {
@@ -123,7 +123,7 @@ SPARSEKERN_HOST_DEVICE void walk(const Row& row, int64_t first, uint32_t kept,
   }
 }
 
-// PERF: chunks that are whole run without a branch that tells whole units from others.
+// NOTE: chunks that are whole run without a branch that tells whole units from others.
 template <typename Step>
 SPARSEKERN_HOST_DEVICE void walk_chunk(const Row& row, int64_t first, int thread, uint32_t kept,
                                        const typename Step::Constants& constants) {
