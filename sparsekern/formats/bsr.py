@@ -137,6 +137,10 @@ class BsrFormat(SparseFormat):
         return select(x, self.values, None, None, *self.index, **options)
 
     @property
+    def fuses(self) -> bool:
+        return self.running == "triton" and len(self.shape) == 2
+
+    @property
     def _op(self) -> Op:
         """The op that multiplies by this weight."""
         return OPS["bsr_linear" if len(self.shape) == 2 else "bsr_conv2d"]
@@ -162,6 +166,17 @@ class BsrFormat(SparseFormat):
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return bsr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
+
+    def activated_linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        return bsr.linear(
+            x,
+            self.values,
+            self.index,
+            bias,
+            probe=self._probe,
+            activation=activation,
+            variant=self.variant,
+        )
 
     def conv2d(self, x: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
         return bsr.conv2d(

@@ -97,11 +97,16 @@ def key_of(launch: Launch) -> str:
     return f"{name}({types};{constants};{launch.warps}w{launch.stages}s)"
 
 
-def compile_launch(launch: Launch, architecture: int) -> Compiled:
-    """Compiles for ``sm_<architecture>``; raises where that fails."""
+def compile_for(launch: Launch, architecture: int) -> Any:
+    """What Triton makes of it for ``sm_<architecture>``."""
     target = GPUTarget("cuda", architecture, 32)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    built = triton.compile(source_of(launch), target=target, options=options)
+    return triton.compile(source_of(launch), target=target, options=options)
+
+
+def compile_launch(launch: Launch, architecture: int) -> Compiled:
+    """Compiles for ``sm_<architecture>``; raises where that fails."""
+    built = compile_for(launch, architecture)
     registers, spilled = ptxas(built.asm["ptx"], architecture)
     return Compiled(
         launch.kernel.fn.__name__, architecture, registers, spilled, built.metadata.shared

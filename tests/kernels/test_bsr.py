@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsekern.kernels.launch import INTERPRETING
+from sparsekern.kernels.launch import INTERPRETING, recording
 from sparsekern.ops import OPS, bsr
+from sparsekern.ops._activation import activate
 from sparsekern.ops.bsr import _conv_variants, _variants
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 tl = pytest.importorskip("triton.language")
 
 from sparsekern.kernels.bsr import conv2d, linear, schedule  # noqa: E402  (they need Triton)
+from tests.kernels.compiled import compile_for  # noqa: E402  (it needs Triton)
 
 bsr_conv2d = sys.modules["sparsekern.ops.bsr.conv2d"]  # the package's name is the function
 interpreted = pytest.mark.skipif(not INTERPRETING, reason="runs in a process of its own below")
@@ -225,3 +227,56 @@ def test_rule(block: tuple[int, int], kept: int, chosen: str) -> None:
     mask.view(-1)[:kept] = True
     launcher: Any = _Anywhere()
     assert _variants.choose_on_cuda(launcher, *_arguments(block, mask)) == chosen
+
+
+@interpreted
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("training", [False, True])
+def test_fused_activation_is_torchs(activation: str, training: bool) -> None:
+    """With and without gradients, of which GELU's needs what it is taken of."""
+    index = bsr.index_from_mask(torch.eye(2, 3, dtype=torch.bool))
+    values = torch.linspace(-1, 1, 512).view(2, 16, 16).requires_grad_(training)
+    x = torch.linspace(-2, 2, 5 * 48).view(5, 48).requires_grad_(training)
+    bias = torch.linspace(0, 1, 32).requires_grad_(training)
+    y = bsr.linear(x, values, index, bias, activation=activation, variant="triton")
+    right = activate(bsr.linear(x, values, index, bias, variant="reference"), activation)
+    torch.testing.assert_close(y, right)
+    apart = y.grad_fn is not None and "elu" in y.grad_fn.name().lower()
+    assert apart == (training and activation != "relu")
+    if training:
+        inputs = (x, values, bias)
+        got = torch.autograd.grad(y.square().sum(), inputs)
+        torch.testing.assert_close(got, torch.autograd.grad(right.square().sum(), inputs))
+
+
+@pytest.mark.device_code
+@pytest.mark.skipif(INTERPRETING, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("side", [16, 64])
+def test_tiles_are_read_in_vectors(side: int) -> None:
+    """16-bit tiles come as asynchronous copies of 16 bytes, on which their speed depends."""
+    kept = torch.rand(8, 12, generator=torch.Generator().manual_seed(0)) < 0.4
+    for taps, name in ((1, "bsr_linear"), (9, "bsr_conv2d")):
+        index = bsr.index_from_mask(kept.repeat(1, taps))
+        values = torch.zeros(index.blocks, side, side)
+        shape = (300,) if taps == 1 else (4, 9, 9)
+        x, grad = (_sixteen_bits(shape, count * side) for count in (12, 8))
+        options = {} if taps == 1 else {"kernel_size": (3, 3), "padding": (1, 1)}
+        forward, backward = OPS[name].triton, OPS[f"{name}_backward"].triton
+        assert forward is not None
+        assert backward is not None
+        with recording() as launches:
+            forward(x, values, None, None, *index, **options)
+            backward(grad, x, values, *index, [True, True, False], **options)
+        tiles = [launch for launch in launches if "PRECISION" in launch.constants]
+        assert len(tiles) == 3
+        for launch in tiles:
+            ptx = compile_for(launch, 90).asm["ptx"]
+            assert "cp.async.cg.shared.global" in ptx
+            assert "ld.global.b16" not in ptx, launch.kernel.fn.__name__
+            assert "mma" in ptx
+
+
+def _sixteen_bits(shape: tuple[int, ...], features: int) -> Tensor:
+    if len(shape) == 1:
+        return torch.zeros(*shape, features, dtype=torch.bfloat16)
+    return torch.zeros(shape[0], features, *shape[1:], dtype=torch.bfloat16)

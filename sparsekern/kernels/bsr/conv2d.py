@@ -91,14 +91,15 @@ def convolve_kernel(
         i_block = start + at // W
         i_column = tl.load(p_col + i_block)
         i_tap = i_column // chunks
-        o_channel = i_column % chunks * W + at % W + o_k
+        o_inside = tl.max_contiguous(tl.multiple_of(at % W + o_k, BK), BK)
+        o_channel = i_column % chunks * W + o_inside
         o_in_y = o_y + i_tap // kernel_x * dilation_y
         o_in_x = o_x + i_tap % kernel_x * dilation_x
         inside = m_m & (o_in_y >= 0) & (o_in_y < size_y) & (o_in_x >= 0) & (o_in_x < size_x)
         o_pixel = (o_image + o_in_y) * size_x + o_in_x
         p_in = p_x + o_pixel[:, None] * (chunks * W) + o_channel[None, :]
         b_x = tl.load(p_in, mask=inside[:, None], other=0)
-        o_weight = i_block.to(tl.int64) * (H * W) + at % W + o_k
+        o_weight = i_block.to(tl.int64) * (H * W) + o_inside
         p_w = p_values + o_weight[:, None] + o_n[None, :] * W
         b_w = tl.load(p_w, mask=m_n[None, :], other=0)
         acc = tl.dot(b_x, b_w.to(b_x.dtype), acc, input_precision=PRECISION)
@@ -175,7 +176,7 @@ def input_gradient_kernel(
         kept = tl.where(reaches, (tl.load(p_row + 1) - start) * H, 0)
         for at in range(0, kept, BK):
             i_entry = start + at // H
-            o_inside = at % H + o_k
+            o_inside = tl.max_contiguous(tl.multiple_of(at % H + o_k, BK), BK)
             o_feature = tl.load(p_col + i_entry) * H + o_inside
             b_g = tl.load(p_pixel + o_feature[None, :], mask=inside[:, None], other=0)
             i_block = tl.load(p_perm + i_entry).to(tl.int64)
@@ -292,11 +293,13 @@ def shape_of(
     return Shape(tuple(size), out, kernel_size[1], stride, padding, dilation)
 
 
-def gradient_tile(pixels: int, side: int, dtype: torch.dtype) -> Tile:
-    """What a program of dx computes: in float32 half the pixels, since its second loop over taps
-    leaves registers for no more."""
+def pixel_tile(pixels: int, side: int, dtype: torch.dtype) -> Tile:
+    """As for linear layers, but pixels' places take registers: half as many in float32, more warps
+    in 16 bits."""
     tile = tile_of(pixels, side, dtype)
-    return tile._replace(m=min(tile.m, 32)) if dtype == torch.float32 else tile
+    if dtype == torch.float32:
+        return tile._replace(m=min(tile.m, 32))
+    return tile._replace(warps=8) if tile.m * tile.n >= 128 * 64 else tile
 
 
 def step_of(side: int, tile: Tile) -> int:
@@ -333,7 +336,7 @@ def conv2d(
     y = x.new_empty(x.shape[0], *shape.out, rows * height)
     if y.numel() > 0:
         pixels = y.numel() // y.shape[3]
-        tile = tile_of(pixels, height, x.dtype)
+        tile = pixel_tile(pixels, height, x.dtype)
         weights = weights_for(x, values, pixels)
         launch(
             convolve_kernel,
@@ -384,7 +387,7 @@ def _input_gradient(
     taps = (crow_t.shape[0] - 1) // chunks
     steps = [triton.cdiv(shape.size[i], shape.stride[i]) for i in range(2)]
     pixels = x.shape[0] * steps[0] * steps[1]
-    tile = gradient_tile(pixels, width, x.dtype)
+    tile = pixel_tile(pixels, width, x.dtype)
     programs = triton.cdiv(pixels, tile.m) * chunks * triton.cdiv(width, tile.n)
     launch(
         input_gradient_kernel,

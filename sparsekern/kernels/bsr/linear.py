@@ -1,4 +1,4 @@
-"""``y = x W^T + bias`` for kept blocks of W, ``dx = g W``, and ``dW = g^T x`` at kept blocks.
+"""``y = act(x W^T + bias)`` for kept blocks of W, ``dx = g W``, and ``dW = g^T x`` at kept blocks.
 
 Thread mapping: one program a tile of outputs in one row of blocks, longest rows first; one a block.
 Tile: BM of the batch x BN of a block; BK kept inputs a step, of one block or of several small ones.
@@ -28,6 +28,18 @@ SMALL_BATCH = 64
 
 
 @triton.jit
+def activated(b_z, ACTIVATION: tl.constexpr):
+    """float32; ReLU keeps NaN, GELU by the error function, or by tanh(u) = 2 sigmoid(2 u) - 1."""
+    if ACTIVATION == "relu":
+        b_z = tl.where(b_z <= 0, 0.0, b_z)
+    elif ACTIVATION == "gelu":
+        b_z = 0.5 * b_z * (1 + tl.erf(b_z * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        b_z *= tl.sigmoid(1.5957691216057308 * (b_z + 0.044715 * b_z * b_z * b_z))
+    return b_z
+
+
+@triton.jit
 def multiply_kernel(
     p_x,
     p_values,
@@ -50,6 +62,7 @@ def multiply_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
     """x [M, cols K_SIDE] times the blocks of a row, as one list of inputs without gaps."""
     TILES: tl.constexpr = (N_SIDE + BN - 1) // BN
@@ -68,7 +81,7 @@ def multiply_kernel(
         m_k = at + o_k < kept
         if K_SIDE % BK == 0:
             i_block = start + at // K_SIDE
-            o_inside = at % K_SIDE + o_k
+            o_inside = tl.max_contiguous(tl.multiple_of(at % K_SIDE + o_k, BK), BK)
             o_input = tl.load(p_col + i_block) * K_SIDE + o_inside
             if p_perm is not None:
                 i_block = tl.load(p_perm + i_block)
@@ -87,6 +100,7 @@ def multiply_kernel(
     o_y = i_row.to(tl.int64) * N_SIDE + o_n
     if p_bias is not None:
         acc += tl.load(p_bias + o_y, mask=m_n, other=0).to(tl.float32)[None, :]
+    acc = activated(acc, ACTIVATION)
     p_out = p_y + o_m[:, None] * (rows * N_SIDE) + o_y[None, :]
     tl.store(p_out, acc.to(p_y.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
 
@@ -220,10 +234,17 @@ def linear(
     x: Tensor, values: Tensor, bias: Tensor | None, probe: Tensor | None, *index: Tensor
 ) -> Tensor:
     """Launches ``bsr_linear``; ``probe`` is zeros."""
+    return activated_linear(x, values, bias, *index, "none")
+
+
+def activated_linear(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """Launches ``bsr_activated_linear``."""
+    *index, activation = rest
     crow, col, crow_t, *_ = index
     y = x.new_empty(*x.shape[:-1], (crow.shape[0] - 1) * values.shape[1])
     if y.numel() > 0:
-        _multiply(rows_of(x), values, bias, y, (crow, col, None), crow_t.shape[0] - 1, False)
+        given = (crow, col, None)
+        _multiply(rows_of(x), values, bias, y, given, crow_t.shape[0] - 1, activation=activation)
     return y
 
 
@@ -234,9 +255,11 @@ def _multiply(
     y: Tensor,
     index: tuple[Tensor, Tensor, Tensor | None],
     cols: int,
-    transposed: bool,
+    *,
+    transposed: bool = False,
+    activation: str = "none",
 ) -> None:
-    """``y = x W^T + bias``, W given by ``index`` of its rows, or transposed."""
+    """``y = activation(x W^T + bias)``, W given by ``index`` of its rows, or transposed."""
     batch, (height, width) = x.shape[0], values.shape[1:]
     n_side, k_side = (width, height) if transposed else (height, width)
     tile = tile_of(batch, n_side, x.dtype)
@@ -259,6 +282,7 @@ def _multiply(
         BK=tile.k,
         GROUP=GROUP,
         PRECISION=precision_of(x.dtype),
+        ACTIVATION=activation,
     )
 
 
@@ -273,7 +297,7 @@ def linear_backward(
     dvalues = values.new_empty(values.shape if wanted[1] else (0,))
     dbias = values.new_empty(flat.shape[1] if wanted[2] else 0)
     if dx.numel() > 0:
-        _multiply(flat, values, None, dx, (crow_t, col_t, perm), rows, True)
+        _multiply(flat, values, None, dx, (crow_t, col_t, perm), rows, transposed=True)
     if dvalues.numel() > 0:
         _sample(flat, rows_of(x), dvalues, (col, col_t, perm), rows, cols)
     if dbias.numel() > 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,12 +12,26 @@ from torch import Tensor
 from sparsekern._checks import as_rows, check_dtype, check_shape, check_tensor
 from sparsekern._extension import native
 from sparsekern.kernels.launch import Launcher
-from sparsekern.ops._define import Cost, Sample, Variant, define_op
-from sparsekern.ops.bsr._samples import matrices
+from sparsekern.ops._activation import (
+    activate,
+    activation_gradient,
+    check_activation,
+    is_gelu,
+    wants_gradient,
+)
+from sparsekern.ops._define import Cost, Op, Variant, define_op
+from sparsekern.ops.bsr._linears import (
+    activated_errors,
+    activated_samples,
+    backward_errors,
+    backward_samples,
+    errors,
+    samples,
+)
 from sparsekern.ops.bsr._variants import choose_on_cuda, triton_limits
 from sparsekern.ops.bsr.dense import gather, gather_op, to_dense, to_dense_op
-from sparsekern.ops.bsr.index import BsrIndex, index_from_mask
-from sparsekern.ops.csr._checks import VALUE_DTYPES, check_operands
+from sparsekern.ops.bsr.index import BsrIndex
+from sparsekern.ops.csr._checks import check_operands
 
 _INDEX = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor perm"
 
@@ -174,101 +187,47 @@ def _select_backward(grad: Tensor, x: Tensor, *rest: Any) -> str:
     return "panel" if native.loaded and x.device.type == "cpu" else "reference"
 
 
-def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    value_dtype = dtype if dtype in VALUE_DTYPES else torch.float32
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    def arguments(
-        kept: Tensor, block: tuple[int, int], *batch: int, bias: bool = True
-    ) -> tuple[Any, ...]:
-        index = index_from_mask(kept.to(device))
-        return (
-            randn(*batch, kept.shape[1] * block[1]).to(device, dtype),
-            randn(index.blocks, *block).to(device, value_dtype),
-            randn(kept.shape[0] * block[0]).to(device, value_dtype) if bias else None,
-            None,
-            *index,
-        )
-
-    named = {name: (kept, block) for name, kept, block in matrices()}
-    for name, matrix in named.items():
-        yield Sample(arguments(*matrix, 5), name, small=name == "tiny")
-    for batch in (0, 1, 16, 17, 33, 64, 65, 130):
-        yield Sample(arguments(*named["typical"], batch), f"batch_{batch}")
-    for name in ("four", "eight", "flat", "thirty_two", "odd", "odd_large"):
-        yield Sample(arguments(*named[name], 150), f"{name}_150")
-    yield Sample(arguments(named["tall_blocks"][0][:1, :2], (16, 32), 1030), "long_batch")
-    yield Sample(arguments(*named["odd"], 3, 7), "leading_dimensions")
-    yield Sample(arguments(*named["typical"]), "one_vector")
-    yield Sample(arguments(*named["typical"], 9, bias=False), "no_bias")
-    x, *rest = arguments(*named["typical"], 12)
-    yield Sample((x[::2], *rest), "strided_rows")
-    yield Sample((x.t().contiguous().t(), *rest), "strided_columns")
-    yield Sample((x[1:].reshape(-1)[3:][: 10 * 160].view(10, 160), *rest), "offset")
-    x, values, bias, _, *index = arguments(*named["tiny"], 6)
-    probe = torch.zeros((), device=device, dtype=value_dtype).expand(4, 6)
-    yield Sample((x, values, bias, probe, *index), "probe", small=True, promise=True)
+def _activated_reference(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """Plain torch, accumulated in the dtype of ``values``."""
+    *index, activation = rest
+    y = _reference(x.to(values.dtype), values, bias, None, *index)
+    return activate(y, activation).to(x.dtype)
 
 
-def _backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for sample in _samples(device, dtype):
-        x, values, bias, _, *index = sample.args
-        rows = _sizes(values, tuple(index))[0]
-        shape = (*x.shape[:-1], rows)
-        # NOTE: a sorted gradient would cancel in dbias, whose error would then say nothing.
-        grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-        mask = [True, True, bias is not None]
-        yield Sample((grad, x, values, *index, mask), sample.id, small=sample.small)
-        if sample.id == "typical":
-            for i in range(3):
-                only = [i == j for j in range(3)]
-                yield Sample((grad, x, values, *index, only), f"only_{i}")
-            strided = grad.t().contiguous().t()
-            yield Sample((strided, x, values, *index, mask), "strided_grad")
-            expanded = grad[:1].expand(grad.shape)
-            yield Sample((expanded, x, values, *index, mask), "expanded_grad")
+def _check_activated(x: Tensor, values: Tensor, bias: Tensor | None, *rest: Any) -> None:
+    *index, activation = rest
+    _check(x, values, bias, None, *index)
+    check_activation(activation)
 
 
-def _arguments() -> tuple[Any, ...]:
-    index = index_from_mask(torch.eye(3, dtype=torch.bool))
-    return torch.zeros(2, 6), torch.zeros(3, 4, 2), torch.zeros(12), None, *index
+def _setup_activated(ctx: Any, inputs: Any, output: Any) -> None:
+    x, values, bias, *index, ctx.activation = inputs
+    gelu = is_gelu(ctx.activation)
+    ctx.save_for_backward(x, values, bias if gelu else None, None if gelu else output, *index)
 
 
-def _errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
-    x, values, bias, probe, *index = _arguments()
-    yield (None, values, bias, probe, *index), TypeError, "Expected x to be a tensor"
-    yield (x[:, :2], values, bias, probe, *index), ValueError, "Expected x to have 6 features"
-    yield (x.long(), values, bias, probe, *index), TypeError, "Expected x to have dtype"
-    yield (
-        (x.double(), values, bias, probe, *index),
-        TypeError,
-        "Expected x and values to be float64",
-    )
-    yield (x, values[0], bias, probe, *index), ValueError, "Expected values to have 3 dimensions"
-    yield (x, values.half(), bias, probe, *index), TypeError, "Expected values to have dtype"
-    yield (x, values[:2], bias, probe, *index), ValueError, "Expected values to have shape"
-    nothing = (x, values[:, :0], bias[:0], probe, *index)
-    yield nothing, ValueError, "Expected values to have blocks with elements"
-    yield (x, values, bias[:2], probe, *index), ValueError, "Expected bias to have shape"
-    yield (x, values, bias.double(), probe, *index), TypeError, "Expected bias to have dtype"
-    yield (x, values, bias, torch.zeros(3), *index), ValueError, "Expected probe to have shape"
-    wrong = [index[0], index[1].long(), *index[2:]]
-    yield (x, values, bias, probe, *wrong), TypeError, "Expected col to have dtype torch.int32"
-    short = [*index[:4], index[4][:1]]
-    yield (x, values, bias, probe, *short), ValueError, "Expected col, col_t and perm to have 3"
-    meta = x.to("meta")
-    yield (meta, values, bias, probe, *index), ValueError, "Expected x to be on cpu like values"
+def _backward_activated(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, bias, y, *index = ctx.saved_tensors
+    dtype = x.dtype
+    if is_gelu(ctx.activation):
+        # NOTE: :func:`linear` keeps what GELU is taken of, where gradients are wanted; it is
+        # multiplied again only for those who call the op itself.
+        x = x.to(values.dtype)  # 16 bits would be rounded twice
+        z = _again(linear_op, x, values, bias, None, *index)
+        grad = activation_gradient(grad.to(values.dtype), ctx.activation, z)
+    elif ctx.activation == "relu":
+        grad = grad.masked_fill(y <= 0, 0)
+    needs = list(ctx.needs_input_grad[:3])
+    gradients = _again(linear_backward_op, grad, x, values, *index, needs)
+    wanted = [each if need else None for each, need in zip(gradients, needs, strict=True)]
+    dx = wanted[0]
+    return None if dx is None else dx.to(dtype), *wanted[1:], *(None for _ in index), None
 
 
-def _backward_errors() -> Iterator[tuple[tuple[Any, ...], type[Exception], str]]:
-    x, values, _, _, *index = _arguments()
-    grad, mask = torch.zeros(2, 12), [True, True, True]
-    yield (grad[:1], x, values, *index, mask), ValueError, "Expected grad to have shape"
-    yield (grad.double(), x, values, *index, mask), TypeError, "Expected grad to have dtype"
-    yield (grad, x, values, *index, [True]), ValueError, "Expected output_mask to have 3 entries"
+def _again(op: Op, *args: Any) -> Any:
+    """The op as its rule runs it, without its autograd entry."""
+    assert op.select is not None
+    return op.without_gradient(*args, variant=op.select(*args))
 
 
 def _bytes(x: Tensor, values: Tensor, index: tuple[Tensor, ...]) -> tuple[int, int, int]:
@@ -304,8 +263,8 @@ linear_backward_op = define_op(
     backward="second derivatives are not computed; use sparsekern.densify(model) for them.",
     variants=(Variant("panel", _supports_panel),),
     select=_select_backward,
-    samples=_backward_samples,
-    errors=_backward_errors,
+    samples=backward_samples,
+    errors=backward_errors,
     cost=_backward_cost,
     triton=_TRITON_BACKWARD,
 )
@@ -323,10 +282,25 @@ linear_op = define_op(
         Variant("dense", lambda *_: None, _dense),
     ),
     select=_select,
-    samples=_samples,
-    errors=_errors,
+    samples=samples,
+    errors=errors,
     cost=_cost,
     triton=_TRITON,
+)
+
+
+activated_linear_op = define_op(
+    f"bsr_activated_linear(Tensor x, Tensor values, Tensor? bias, {_INDEX}, str activation) "
+    "-> Tensor",
+    reference=_activated_reference,
+    check=_check_activated,
+    fake=lambda x, values, bias, *rest: _fake(x, values, bias, None, *rest[:-1]),
+    setup=_setup_activated,
+    backward=_backward_activated,
+    samples=activated_samples,
+    errors=activated_errors,
+    cost=lambda x, values, bias, *rest: _cost(x, values, bias, None, *rest[:-1]),
+    triton=Launcher("bsr.linear", "activated_linear", _triton_limits),
 )
 
 
@@ -337,10 +311,11 @@ def linear(
     bias: Tensor | None = None,
     *,
     probe: Tensor | None = None,
+    activation: str = "none",
     variant: str = "auto",
 ) -> Tensor:
-    """``y = x W^T + bias`` with ``W[R h + r, col[j] w + c] = values[j, r, c]`` for the blocks ``j``
-    of row ``R`` of blocks.
+    """``y = activation(x W^T + bias)`` with ``W[R h + r, col[j] w + c] = values[j, r, c]`` for the
+    blocks ``j`` of row ``R`` of blocks.
 
     Args:
         x: ``[..., I]`` float32, float64, bfloat16 or float16, any strides.
@@ -349,6 +324,9 @@ def linear(
         index: of the ``[O / h, I / w]`` matrix of blocks, from :func:`build_index`.
         bias: ``[O]``, or None.
         probe: ``[O, I]`` zeros (stride 0) whose gradient is the dense gradient of ``W``, or None.
+        activation: "none", "relu", "gelu" or "gelu_tanh" (as in :func:`torch.nn.functional.gelu`):
+            "triton" applies it before outputs are stored, GELU only where no gradient is wanted,
+            since its gradient needs what it is taken of; else torch does, on the stored outputs.
         variant: "auto", or one of: "panel" (native CPU), "triton" (CUDA; sides that are multiples
             of 16; values that are rounded to the dtype of ``x`` first, as under autocast, and added
             up in float32), "dense" (scatter into scratch and torch's dense kernels), "reference".
@@ -357,7 +335,8 @@ def linear(
         ``[..., O]`` of the dtype of ``x``, accumulated in the dtype of ``values``.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or devices that do not fit; an unknown variant.
+        TypeError, ValueError: shapes, dtypes or devices that do not fit; an unknown activation or
+            variant.
         NotImplementedError: a variant that cannot run here, with the reason; second derivatives.
         RuntimeError: an index that points out of the matrix (native code).
 
@@ -371,7 +350,29 @@ def linear(
         values = values.float()
     if bias is not None and bias.dtype != values.dtype:
         bias = bias.to(values.dtype)
-    return linear_op(x, values, bias, probe, *index, variant=variant)
+    if activation == "none":
+        return linear_op(x, values, bias, probe, *index, variant=variant)
+    check_activation(activation)
+    if _fuses(x, values, bias, probe, index, activation, variant):
+        return activated_linear_op(x, values, bias, *index, activation)
+    return activate(linear_op(x, values, bias, probe, *index, variant=variant), activation)
 
 
-__all__ = ["linear", "linear_backward_op", "linear_op"]
+def _fuses(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    probe: Tensor | None,
+    index: BsrIndex,
+    activation: str,
+    variant: str,
+) -> bool:
+    """Whether the kernel that runs applies the activation itself."""
+    if probe is not None or (is_gelu(activation) and wants_gradient(x, values, bias, probe)):
+        return False
+    _check(x, values, bias, probe, *index)
+    name = _select(x, values, bias, probe, *index) if variant == "auto" else variant
+    return name == "triton" and _TRITON.supports(x, values) is None
+
+
+__all__ = ["activated_linear_op", "linear", "linear_backward_op", "linear_op"]

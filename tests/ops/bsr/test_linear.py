@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsekern._extension import native
@@ -109,3 +110,14 @@ def test_same_as_csr() -> None:
     x = torch.randn(9, 24)
     right = csr.linear(x, csr.gather(dense, other.crow, other.col), other)
     torch.testing.assert_close(bsr.linear(x, values, index), right)
+
+
+@pytest.mark.parametrize("variant", ["auto", "dense", "reference"])
+def test_activations(variant: str) -> None:
+    """Kernels that do not apply them leave it to torch."""
+    _, x, values, *index = _case((4, 4), 5)
+    for name, right in (("relu", F.relu), ("gelu", F.gelu), ("none", torch.Tensor.clone)):
+        y = bsr.linear(x, values, bsr.BsrIndex(*index), activation=name, variant=variant)
+        torch.testing.assert_close(y, right(bsr.linear(x, values, bsr.BsrIndex(*index))))
+    with pytest.raises(ValueError, match="Expected activation to be none, relu, gelu or gelu_tanh"):
+        bsr.linear(x, values, bsr.BsrIndex(*index), activation="silu")
