@@ -3,15 +3,16 @@
 Thread mapping: programs walk tiles of the flat scores; a tile's flags are written by one program.
 Tile: BLOCK scores. Accumulation: integers, int32 in a program, int64 over all: order cannot matter.
 Alignment: none asked for; addresses are int64.
-Roofline: two reads of the scores, one write; five reads where the sample misled or all is alike.
+Roofline: two reads of the scores, one write; six reads where the sample misled or is too small,
+one more where only some of those equal to the threshold are kept.
 Contract: sparsekern/ops/mask/topk.py.
 
 Scores are seen as ordered integers of four digits, ``u`` in [0, 2^32). A sample brackets the
 threshold; one pass counts what is above the bracket and lists what is inside. Four passes over the
-list find the threshold digit by digit from histograms; over the scores themselves where the list
+lists find the threshold digit by digit from histograms; over the scores themselves where a list
 would be too long or the bracket missed. All of this is decided on the device from ``state``:
 
-    [0] low, [1] high of the bracket   [2] scores above it, [3] inside
+    [0] low, [1] high of the bracket   [2] scores above it, [3] inside, [4] lists that are too short
     [8 + 3 p ...] prefix, need, equal: the first p digits of the threshold, how many scores with
                   that prefix are still to be kept, and how many have it
     [32 + 256 p ...] histogram of digit p
@@ -129,29 +130,44 @@ def sample_kernel(p_scores, p_among, p_state, k, numel, AMONG: tl.constexpr, SAM
 
 @triton.jit
 def collect_kernel(
-    p_scores, p_among, p_state, p_list, numel, capacity, AMONG: tl.constexpr, BLOCK: tl.constexpr
+    p_scores,
+    p_among,
+    p_state,
+    p_lists,
+    p_sizes,
+    numel,
+    share,
+    AMONG: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Counts the keys above the bracket and inside, and lists those inside, in any order."""
+    """Counts the keys above the bracket and inside; each program lists those inside that it meets.
+
+    PERF: a list of its own spares each tile an atomic, whose answer it would wait for.
+    """
     low = tl.load(p_state)
     high = tl.load(p_state + 1)
     above = tl.zeros((), tl.int64)
+    size = tl.zeros((), tl.int64)
+    p_list = p_lists + tl.program_id(0).to(tl.int64) * share
     tiles = tl.cdiv(numel, BLOCK).to(tl.int32)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         first = tl.cast(tile, tl.int64) * BLOCK
         key, m_score = candidates(p_scores, p_among, first, numel, AMONG, BLOCK)
         above += tl.sum((m_score & (key > signed(high))).to(tl.int32), axis=0)
         inside = (m_score & (key >= signed(low)) & (key <= signed(high))).to(tl.int32)
-        here = tl.sum(inside, axis=0).to(tl.int64)
-        base = tl.atomic_add(p_state + 3, here, sem="relaxed")
         if low != high:
             place = tl.cumsum(inside, axis=0) - 1
-            tl.store(p_list + base + place, key, mask=(inside != 0) & (place < capacity - base))
+            tl.store(p_list + size + place, key, mask=(inside != 0) & (place < share - size))
+        size += tl.sum(inside, axis=0)
     tl.atomic_add(p_state + 2, above, sem="relaxed")
+    tl.atomic_add(p_state + 3, size, sem="relaxed")
+    tl.atomic_add(p_state + 4, (size > share).to(tl.int64), sem="relaxed")
+    tl.store(p_sizes + tl.program_id(0), size)
 
 
 @triton.jit
-def how(p_state, k, capacity):
-    """Whether the bracket is the threshold itself, and whether the list holds it.
+def how(p_state, k):
+    """Whether the bracket is the threshold itself, and whether the lists hold it.
 
     Without a sample the state is zero, nothing is inside, and neither holds.
     """
@@ -159,7 +175,8 @@ def how(p_state, k, capacity):
     inside = tl.load(p_state + 3)
     hit = (above < k) & (k <= above + inside)
     alike = tl.load(p_state) == tl.load(p_state + 1)
-    return hit & alike, hit & (inside <= capacity) & (alike == 0), above, inside
+    listed = hit & (tl.load(p_state + 4) == 0) & (alike == 0)
+    return hit & alike, listed, above, inside
 
 
 @triton.jit
@@ -178,15 +195,16 @@ def histogram_kernel(
     p_scores,
     p_among,
     p_state,
-    p_list,
+    p_lists,
+    p_sizes,
     k,
     numel,
-    capacity,
+    share,
     AMONG: tl.constexpr,
     PASS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    done, listed, above, inside = how(p_state, k, capacity)
+    done, listed, above, _ = how(p_state, k)
     if done == 0:
         prefix, need, _ = narrowed(p_state, k, above, listed, PASS)
         if tl.program_id(0) == 0:
@@ -194,10 +212,11 @@ def histogram_kernel(
             tl.store(p_state + ROWS + 3 * PASS + 1, need)
         bins = tl.zeros((DIGITS,), tl.int32)
         if listed:
-            tiles = tl.cdiv(inside, BLOCK).to(tl.int32)
-            for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            size = tl.load(p_sizes + tl.program_id(0))
+            p_list = p_lists + tl.program_id(0).to(tl.int64) * share
+            for tile in range(0, tl.cdiv(size, BLOCK).to(tl.int32)):
                 first = tl.cast(tile, tl.int64) * BLOCK
-                m_key = tl.arange(0, BLOCK) < inside - first
+                m_key = tl.arange(0, BLOCK) < size - first
                 key = tl.load(p_list + first + tl.arange(0, BLOCK), mask=m_key, other=0)
                 bins += digits_of(key, m_key, prefix, PASS)
         else:
@@ -218,12 +237,11 @@ def ties_kernel(
     p_counts,
     k,
     numel,
-    capacity,
     AMONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The threshold for good; how many of a tile equal it, where not all of them are kept."""
-    done, listed, above, inside = how(p_state, k, capacity)
+    done, listed, above, inside = how(p_state, k)
     threshold, need, equal = narrowed(p_state, k, above, listed, 4)
     threshold = tl.where(done, tl.load(p_state), threshold)
     need = tl.where(done, k - above, need)
@@ -302,16 +320,17 @@ def _select(
     walk = (min(tiles, PROGRAMS),)
     same = {"AMONG": kind, "BLOCK": BLOCK, "warps": WARPS, "stages": 1}
     state = scores.new_zeros(STATE, dtype=torch.int64)
-    capacity = numel // 12 if numel >= SAMPLED else 0
-    listed = scores.new_empty(capacity, dtype=torch.int32)
-    if capacity > 0:
+    share = triton.cdiv(numel, 12 * walk[0]) if numel >= SAMPLED else 0
+    lists = scores.new_empty(share * walk[0], dtype=torch.int32)
+    sizes = state.new_empty(walk)
+    if share > 0:
         sampling = {"AMONG": kind, "SAMPLES": SAMPLES, "warps": 16}
         launch(sample_kernel, (1,), scores, among, state, k, numel, **sampling)
-        launch(collect_kernel, walk, scores, among, state, listed, numel, capacity, **same)
+        launch(collect_kernel, walk, scores, among, state, lists, sizes, numel, share, **same)
     for digit in range(4):
-        arguments = (scores, among, state, listed, k, numel, capacity)
+        arguments = (scores, among, state, lists, sizes, k, numel, share)
         launch(histogram_kernel, walk, *arguments, PASS=digit, **same)
     counts = scores.new_empty(tiles, dtype=torch.int32)
-    launch(ties_kernel, walk, scores, among, state, counts, k, numel, capacity, **same)
+    launch(ties_kernel, walk, scores, among, state, counts, k, numel, **same)
     starts = scan(counts)
     launch(write_kernel, (tiles,), scores, among, state, starts, out, numel, PACKED=packed, **same)
