@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "optimizer sgd": optimizer("sgd"),
     "gpu goals": pages.goals,
     "gpu ceilings": pages.ceilings,
+    "gpu tests": pages.tests,
 }
 
 

@@ -532,6 +532,10 @@ def test_pages_say_unconfirmed_until_there_are_results(
     assert "| 0.90x at worst, 1 of 2 lost |" in table
     assert table.endswith("a-gpu: commit `abc`.")
     copy = {"op": "copy", "shape": [2**32], "status": "measured", "tiny": False}
+    assert "| gpu, slow | unconfirmed |" in pages.tests(tmp_path)
+    recorder.write(suite="gpu_tests", phase="gpu", status="green", passed=7, tiny=False)
+    assert "| gpu | green, 7 passed |" in pages.tests(tmp_path)
+    assert tuple(phase.name for phase in tests_run.PHASES) == pages.PHASES
     recorder.write(suite="gpu_ceilings", gbps=3000.4, **copy)
     assert "| copy of 4 GiB, read plus written | 3000 GB/s |" in pages.ceilings(tmp_path)
 
@@ -648,3 +652,14 @@ def test_make_shares_its_time_out(tmp_path: Path) -> None:
     last = said.read_text().splitlines()[-1]
     assert last.startswith("-m bench.gpu.run --results bench/results --budget-s ")
     assert last.endswith(" block topk")
+
+
+@pytest.mark.slow
+def test_everything_is_collected_without_pydantic() -> None:
+    """As on a machine that lends its GPU and no more."""
+    code = (
+        "import sys, pytest; sys.modules['pydantic'] = None; "
+        "sys.exit(pytest.main(['--collect-only', '-q', 'tests', '-m', 'gpu']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:]

@@ -151,6 +151,31 @@ def ceilings(results: Path) -> str:
     return _table(["measurement"], body)
 
 
+PHASES = (
+    "oracle on the device",
+    "gpu",
+    "oracle on the device, Triton in place of CUDA C++",
+    "rest of the contract on the device",
+    "gpu, slow",
+    "contract on the CPU",
+)
+
+
+def tests(results: Path) -> str:
+    """What `make gpu-test` said on each machine."""
+    body = [([name], rows_of(results, "tests"), _phase(name)) for name in PHASES]
+    return _table(["tests"], body)
+
+
+def _phase(name: str) -> Callable[[Rows], str]:
+    def said(rows: Rows) -> str:
+        found = [row for row in rows if row["phase"] == name]
+        counts = [f", {row['passed']} passed" if "passed" in row else "" for row in found]
+        return "; ".join(f"{r['status']}{count}" for r, count in zip(found, counts, strict=True))
+
+    return said
+
+
 Line = tuple[list[str], Rows, Callable[[Rows], str]]
 
 
