@@ -251,6 +251,7 @@ def bench(
 @app.command()
 def info() -> None:
     """Show versions, the native libraries, GPUs, and which kernel each op uses on this machine."""
+    from sparsekern.testing import devices
     from sparsekern.train.machine import gpu_facts, native_facts, op_facts, versions
 
     console = Console()
@@ -261,15 +262,17 @@ def info() -> None:
         table.add_row(f"[bold]{key}[/bold]", escape(str(value)))
     console.print(table)
     console.print()
-    ops = Table(title="Ops (float32, CPU)", title_justify="left", title_style="bold")
-    for column in ("op", "variant", "runs here", "auto"):
-        ops.add_column(column)
-    last = ""
-    for row in op_facts():
-        here = "yes" if row.reason is None else f"no: {row.reason}"
-        op, last = ("" if row.op == last else row.op), row.op
-        ops.add_row(op, row.variant, escape(here), "picks it" if row.chosen else "")
-    console.print(ops)
+    for device in devices():
+        name = "CPU" if device.type == "cpu" else "CUDA"
+        ops = Table(title=f"Ops (float32, {name})", title_justify="left", title_style="bold")
+        for column in ("op", "variant", "runs here", "auto"):
+            ops.add_column(column)
+        last = ""
+        for row in op_facts(device):
+            here = "yes" if row.reason is None else f"no: {row.reason}"
+            op, last = ("" if row.op == last else row.op), row.op
+            ops.add_row(op, row.variant, escape(here), "picks it" if row.chosen else "")
+        console.print(ops)
 
 
 if __name__ == "__main__":

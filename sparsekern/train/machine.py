@@ -87,20 +87,22 @@ class VariantFacts:
     chosen: bool  # whether "auto" picks it
 
 
-def op_facts() -> list[VariantFacts]:
-    """Every op with its variants on this machine, float32 on the CPU."""
+def op_facts(device: torch.device) -> list[VariantFacts]:
+    """Every op with its variants on a device of this machine, float32."""
     facts = []
     for name in OPS:
-        facts += _variants_of(OPS[name])
+        facts += _variants_of(OPS[name], device)
     return facts
 
 
-def _variants_of(op: Op) -> list[VariantFacts]:
+def _variants_of(op: Op, device: torch.device) -> list[VariantFacts]:
+    sample = next(iter(op.samples(device, torch.float32)))
     if op.select is None:
         dispatch = torch._C._dispatch_has_kernel_for_dispatch_key
-        has_native = dispatch(f"sparsekern::{op.name}", "CPU")
-        return [VariantFacts(op.name, "native" if has_native else "reference", None, True)]
-    sample = next(iter(op.samples(torch.device("cpu"), torch.float32)))
+        if dispatch(f"sparsekern::{op.name}", device.type.upper()):
+            return [VariantFacts(op.name, "native", None, True)]
+        triton = op.triton is not None and not op.triton.supports(*sample.args, **sample.kwargs)
+        return [VariantFacts(op.name, "triton" if triton else "reference", None, True)]
     chosen = op.select(*sample.args, **sample.kwargs)
     return [
         VariantFacts(op.name, row, variant.supports(*sample.args, **sample.kwargs), row == chosen)
