@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -280,12 +281,24 @@ class SparseFormat(nn.Module, ABC):
 
     # The dense gradient, for methods that grow weights by it.
 
-    def arm_dense_grad(self) -> None:
-        """From now on every backward pass also adds up the gradient of the full dense weight."""
+    def arm_dense_grad(self, then: Callable[[Tensor], None] | None = None) -> None:
+        """From now on every backward pass also adds up the gradient of the full dense weight.
+
+        ``then`` is given that of each backward pass, shaped like the weight, as soon as it is
+        there, and nothing is kept.
+        """
         zero = torch.zeros((), dtype=self.parameter.dtype, device=self.parameter.device)
         if zero.dtype in (torch.bfloat16, torch.float16):
             zero = zero.float()
         self._probe = zero.expand(self._matrix_shape()).detach().requires_grad_()
+        if then is not None:
+            hook = partial(self._hand_over, then)
+            self._probe.register_post_accumulate_grad_hook(hook)
+
+    def _hand_over(self, then: Callable[[Tensor], None], probe: Tensor) -> None:
+        gradient, probe.grad = probe.grad, None
+        assert gradient is not None
+        then(gradient.view(self.shape))
 
     def take_dense_grad(self) -> Tensor | None:
         """The dense gradient since :meth:`arm_dense_grad`, shaped like the weight; disarms.

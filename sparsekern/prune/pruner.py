@@ -30,10 +30,10 @@ from sparsekern.optim.state import (
     state_bytes,
 )
 from sparsekern.prune.adopt import adopt, check_arguments
+from sparsekern.prune.dense_grad import DenseGradients
 from sparsekern.prune.distributed import (
     agree_on_topology,
     any_rank,
-    average_,
     from_rank_zero,
     is_distributed,
 )
@@ -68,6 +68,9 @@ class Pruner:
         exclude: names of layers to leave as they are, as ``fnmatch`` patterns.
         format: "auto" or a format's name for all layers.
         seed: of random masks and random growth.
+        one_backward: a promise that every step has one backward pass; a method that grows by the
+            dense gradient then chooses each layer's mask during it, and one dense gradient is alive
+            at a time.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be, names nothing, or does not fit
@@ -97,10 +100,12 @@ class Pruner:
         exclude: Sequence[str] = (),
         format: str = "auto",
         seed: int = 0,
+        one_backward: bool = False,
     ) -> None:
         exclude = check_texts(exclude, "exclude")
         check_arguments(model, optimizer, method, total_steps, format)
         check_seed(seed, "seed")
+        self._gradients = DenseGradients(method, self._new_mask, one_backward)
         self.model, self.optimizer, self.method = model, optimizer, method
         self.total_steps = total_steps
         self.steps = 0
@@ -243,9 +248,7 @@ class Pruner:
         """
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
         try:
-            if "dense_grad" in self.method.needs:
-                self._take_dense_grads(scale)
-            masks = [self._new_mask(layer) for layer in self.layers]
+            masks = self._gradients.masks(self.layers, scale)
         except BaseException:
             self._arm()
             raise
@@ -261,31 +264,9 @@ class Pruner:
         layer.dense_grad = None  # the largest thing here: not for longer than needed
         return mask
 
-    def _take_dense_grads(self, scale: float) -> None:
-        """Every layer's dense gradient, unscaled, the mean over ranks."""
-        for layer in self.layers:
-            layer.dense_grad = layer.format.take_dense_grad()
-        for layer in self.layers:
-            if layer.dense_grad is None:
-                raise RuntimeError(
-                    f"Expected a backward pass through {layer.name} before pruner.step(), because "
-                    f"{self.method.name} grows by the dense gradient. Got none."
-                )
-        for layer in self.layers:
-            gradient = layer.dense_grad
-            assert gradient is not None
-            layer.dense_grad = average_(gradient / scale if scale != 1.0 else gradient)
-
     def _arm(self) -> None:
         """Asks for the dense gradient where the coming step needs it, and only there."""
-        if "dense_grad" not in self.method.needs:
-            return
-        if self._due or self.method.is_update(self.clock):
-            for layer in self.layers:
-                layer.format.arm_dense_grad()
-        else:
-            for layer in self.layers:
-                layer.format.take_dense_grad()
+        self._gradients.arm(self.layers, self._due or self.method.is_update(self.clock))
 
     # Ending compact
 

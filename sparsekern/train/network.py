@@ -17,6 +17,7 @@ from sparsekern.nn import sparse_layers, tune
 from sparsekern.ops import bsr, csr
 from sparsekern.optim import state_bytes
 from sparsekern.prune import Clock, Pruner
+from sparsekern.prune.dense_grad import can_choose_early
 from sparsekern.prune.distributed import is_distributed
 from sparsekern.prune.sparsify import find_targets
 from sparsekern.train.device import autocast, find_device, gradient_scaler
@@ -188,6 +189,7 @@ def build_network(
         # NOTE: with the seed of the weights, random masks would be drawn from the very numbers
         # that the weights were, and keep the largest ones.
         seed=zlib.crc32(f"pruner {seed}".encode()),
+        one_backward=can_choose_early(recipe.method),
     )
     updates = [
         step for step in range(total_steps) if recipe.method.is_update(Clock(step, total_steps))
