@@ -155,8 +155,8 @@ def config(rows: int, positions: int, nnz: int, images: bool) -> tuple[int, int,
     a thread needs several of an entry."""
     if INTERPRETING:  # a program costs the interpreter much the same whatever its size
         power = triton.next_power_of_2
-        bm, bk = min(64, power(rows)), min(32, power(max(1, nnz // rows)))
-        return bm, bk, min(2**18 // (bm * bk), power(positions))
+        bk, bn = min(8, power(max(1, nnz // rows))), min(1024, power(positions))
+        return min(2**17 // (bk * bn), power(rows)), bk, bn
     if positions <= 16:
         return 4, 16, 16
     return (4, 2, 256) if images else (8, 4, 64)
