@@ -20,7 +20,7 @@ from sparsekern.kernels.launch import INTERPRETING, debugging, launch
 from sparsekern.kernels.mask.order import scan
 
 FLAGS = 16384 if INTERPRETING else 2048  # the interpreter pays by the program
-ENTRIES = 4096 if INTERPRETING else 1024
+ENTRIES = 4096 if INTERPRETING else 256
 WARPS = 8
 
 

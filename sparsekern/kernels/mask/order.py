@@ -63,10 +63,13 @@ def digit_at(bins, need):
 
 
 @triton.jit
-def scan_kernel(p_counts, p_starts, tiles, BLOCK: tl.constexpr):
-    """PERF: one program takes some us for 8192 counts, which stand for 2^26 elements."""
+def scan_kernel(p_counts, p_starts, p_gate, tiles, BLOCK: tl.constexpr, GATED: tl.constexpr):
+    """GATED: only where the first number of the gate is below the second."""
     total = tl.zeros((), tl.int64)
-    for first in range(0, tiles, BLOCK):
+    walked = tiles
+    if GATED:
+        walked = tl.where(tl.load(p_gate) < tl.load(p_gate + 1), tiles, 0)
+    for first in range(0, walked, BLOCK):
         o_tile = first + tl.arange(0, BLOCK)
         count = tl.load(p_counts + o_tile, mask=o_tile < tiles, other=0)
         running = tl.cumsum(count, axis=0)
@@ -75,9 +78,13 @@ def scan_kernel(p_counts, p_starts, tiles, BLOCK: tl.constexpr):
     tl.store(p_starts + tiles, total)
 
 
-def scan(counts: Tensor) -> Tensor:
-    """Exclusive sums of int32 counts, int64, with the total behind them."""
+def scan(counts: Tensor, gate: Tensor | None = None) -> Tensor:
+    """Exclusive sums of int32 counts, int64, with the total behind them.
+
+    ``gate``: two int64 numbers; the sums are wanted where the first is below the second.
+    """
     starts = counts.new_empty(counts.numel() + 1, dtype=torch.int64)
     block, warps = (1024, 4) if counts.numel() <= 1024 else (BLOCK, 16)
-    launch(scan_kernel, (1,), counts, starts, counts.numel(), BLOCK=block, warps=warps)
+    arguments = (counts, starts, gate, counts.numel())
+    launch(scan_kernel, (1,), *arguments, BLOCK=block, GATED=gate is not None, warps=warps)
     return starts

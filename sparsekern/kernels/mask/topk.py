@@ -40,6 +40,7 @@ SAMPLED = 2**17  # scores from which on a sample pays
 ROWS = tl.constexpr(8)  # where these parts of the state begin
 HISTOGRAMS = tl.constexpr(32)
 STATE = 32 + 4 * 256
+SCARCE = 8 + 13  # need and equal of the whole threshold: some are left out where need is less
 
 
 @triton.jit
@@ -332,5 +333,5 @@ def _select(
         launch(histogram_kernel, walk, *arguments, PASS=digit, **same)
     counts = scores.new_empty(tiles, dtype=torch.int32)
     launch(ties_kernel, walk, scores, among, state, counts, k, numel, **same)
-    starts = scan(counts)
+    starts = scan(counts, state[SCARCE : SCARCE + 2])
     launch(write_kernel, (tiles,), scores, among, state, starts, out, numel, PACKED=packed, **same)
