@@ -215,6 +215,7 @@ def weight_gradient_kernel(
     dilation_x,
     blocks,
     part,
+    one,
     H: tl.constexpr,
     W: tl.constexpr,
     BH: tl.constexpr,
@@ -222,7 +223,7 @@ def weight_gradient_kernel(
     BM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of one block of dW, over one part of the pixels."""
+    """One tile of one block of dW, over one part of the pixels; ``one`` as for linear layers."""
     TILES_W: tl.constexpr = (W + BW - 1) // BW
     TILES: tl.constexpr = (H + BH - 1) // BH * TILES_W
     program = tl.program_id(0)
@@ -254,7 +255,7 @@ def weight_gradient_kernel(
         b_g = tl.load(p_grads, mask=m_h[:, None] & m_m[None, :], other=0)
         p_pixels = p_in + o_pixel[:, None] * (chunks * W)
         b_x = tl.load(p_pixels, mask=inside[:, None] & m_w[None, :], other=0)
-        acc = tl.dot(b_g, b_x, acc, input_precision=PRECISION)
+        acc += tl.dot(b_g, b_x, input_precision=PRECISION) * one
     p_out = p_parts + (i_part.to(tl.int64) * blocks + i_block) * (H * W)
     p_out += o_h[:, None] * W + o_w[None, :]
     tl.store(p_out, acc, mask=m_h[:, None] & m_w[None, :])
@@ -423,7 +424,7 @@ def _weight_gradient(
         weight_gradient_kernel,
         (programs * parts,),
         *(grads, pixels, out, col, col_t, perm, count, crow.shape[0] - 1),
-        *(pixels.shape[3] // width, *shape.numbers, blocks, part),
+        *(pixels.shape[3] // width, *shape.numbers, blocks, part, 1.0),
         warps=tile.warps,
         stages=tile.stages,
         H=height,

@@ -118,6 +118,7 @@ def sample_kernel(
     rows,
     cols,
     chunk,
+    one,
     H: tl.constexpr,
     W: tl.constexpr,
     BH: tl.constexpr,
@@ -128,6 +129,9 @@ def sample_kernel(
     """One tile of one block of grad^T x, over one chunk of the batch.
 
     Blocks come column by column, since the transposed index names both their row and their column.
+    NOTE: tensor cores cut off what they cannot hold, always towards zero, so that the error of a
+    long sum would grow with its length; each step is therefore added outside of them, where sums
+    are rounded. ``one`` is 1.0, which the compiler must not know: it would join the two again.
     """
     TILES_W: tl.constexpr = (W + BW - 1) // BW
     TILES: tl.constexpr = (H + BH - 1) // BH * TILES_W
@@ -151,7 +155,7 @@ def sample_kernel(
         m_m = o_at < count
         b_g = tl.load(p_g + o_m[None, :] * (rows * H), mask=m_h[:, None] & m_m[None, :], other=0)
         b_x = tl.load(p_in + o_m[:, None] * (cols * W), mask=m_m[:, None] & m_w[None, :], other=0)
-        acc = tl.dot(b_g, b_x, acc, input_precision=PRECISION)
+        acc += tl.dot(b_g, b_x, input_precision=PRECISION) * one
     p_out = p_parts + (i_chunk * blocks + i_block) * (H * W) + o_h[:, None] * W + o_w[None, :]
     tl.store(p_out, acc, mask=m_h[:, None] & m_w[None, :])
 
@@ -322,7 +326,7 @@ def _sample(
     launch(
         sample_kernel,
         (programs * chunks,),
-        *(grad, x, parts, *index, x.shape[0], blocks, rows, cols, chunk),
+        *(grad, x, parts, *index, x.shape[0], blocks, rows, cols, chunk, 1.0),
         warps=tile.warps,
         stages=tile.stages,
         H=height,
