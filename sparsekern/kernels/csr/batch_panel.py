@@ -116,12 +116,12 @@ def pixel_kernel(p_place, positions, pixels, width, image, step_h, step_w, BN: t
     tl.store(p_place + o_n, place, mask=o_n < positions)
 
 
-def config(channels: int, positions: int) -> Pair:
-    """Channels and positions of a tile of :func:`panel_kernel`."""
+def config(channels: int, positions: int, images: bool = False) -> Pair:
+    """Channels and positions of a tile of :func:`panel_kernel`; places of pixels take registers."""
     if INTERPRETING:  # a program costs the interpreter much the same whatever its size
         power = triton.next_power_of_2
         return min(256, power(max(channels, 1))), min(1024, power(max(positions, 1)))
-    return 32, 64
+    return 16 if images else 32, 64
 
 
 def panel_of_rows(x: Tensor, y: Tensor | None = None) -> Panel:
@@ -158,7 +158,7 @@ def panel_of_images(
     pixels = math.prod(size)
     pitch = -(-count * pixels // 16) * 16
     data = x.new_empty(channels, pitch)
-    bm, bn = config(channels, count * pixels)
+    bm, bn = config(channels, count * pixels, images=True)
     grid = (triton.cdiv(channels, bm) * triton.cdiv(pitch, bn),)
     sizes = (channels, count * pixels, pitch, *x.stride(), 0, 0, pixels, size[1], height, width)
     launch(panel_kernel, grid, x, None, data, *sizes, *low, *step, IMAGES=True, BM=bm, BN=bn)
