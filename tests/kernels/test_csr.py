@@ -56,7 +56,6 @@ LINEAR = (
     "sparse_rows",
     "one_output",
     "one_row_batch_1",
-    "batch_130",
 )
 CONV2D = ("tiny_strided", "pointwise_strided", "grouped", "channels_last", "padding_above_kernel")
 CASES = [
@@ -78,6 +77,18 @@ def test_tiles_of_a_gpu(name: str, sample: str) -> None:
     oracle = tensors(op.reference(*map(to_oracle, chosen.args), **chosen.kwargs))
     for i, each in enumerate(zip(got, plain, oracle, strict=True)):
         assert_close_to_oracle(*each, f"output {i}")
+
+
+@interpreted
+@pytest.mark.parametrize(("name", "sample"), [("csr_linear", "typical"), ("csr_conv2d", "strided")])
+def test_positions_above_int32(name: str, sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits with 64-bit positions, which few machines have the memory to ask for."""
+    op = OPS[name]
+    chosen = next(s for s in op.samples(torch.device("cpu"), torch.float32) if s.id == sample)
+    assert op.triton is not None
+    short = op.triton(*chosen.args, **chosen.kwargs)
+    monkeypatch.setattr(batch_panel, "LONG", 0)
+    assert torch.equal(op.triton(*chosen.args, **chosen.kwargs), short)
 
 
 @interpreted
