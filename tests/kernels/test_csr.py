@@ -183,6 +183,20 @@ def test_panels_are_read_by_sixteen_bytes(dtype: torch.dtype) -> None:
         assert not re.search(r"ld\.global\.b16", loop)
 
 
+@native
+@pytest.mark.device_code
+def test_long_rows_compile_without_spills() -> None:
+    """No sample of the ops has rows of more than 128 entries."""
+    index = csr.index_from_mask(torch.ones(2, 200, dtype=torch.bool))
+    values = torch.zeros(400)
+    found = _launches("csr_to_dense", values, index.crow, index.col, 200)
+    found |= _launches("csr_gather", values.view(2, 200), index.crow, index.col)
+    for launch in found.values():
+        assert launch.constants["BM"] == 1
+        for architecture in compiled.ARCHITECTURES:
+            assert compiled.compile_launch(launch, architecture).spilled_bytes == 0
+
+
 def _loops(ptx: str) -> list[str]:
     """The innermost loops: from a label to the jump back to it."""
     loop = re.compile(r"^(\$L\w+):(?:(?!^\$L).)*?bra[.\w]*\s+\1;", re.S | re.M)
