@@ -56,7 +56,6 @@ LINEAR = (
     "sparse_rows",
     "one_output",
     "one_row_batch_1",
-    "batch_130",
 )
 CONV2D = ("tiny_strided", "pointwise_strided", "grouped", "channels_last", "padding_above_kernel")
 CASES = [
@@ -78,6 +77,18 @@ def test_tiles_of_a_gpu(name: str, sample: str) -> None:
     oracle = tensors(op.reference(*map(to_oracle, chosen.args), **chosen.kwargs))
     for i, each in enumerate(zip(got, plain, oracle, strict=True)):
         assert_close_to_oracle(*each, f"output {i}")
+
+
+@interpreted
+@pytest.mark.parametrize(("name", "sample"), [("csr_linear", "typical"), ("csr_conv2d", "strided")])
+def test_positions_above_int32(name: str, sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits with 64-bit positions, which few machines have the memory to ask for."""
+    op = OPS[name]
+    chosen = next(s for s in op.samples(torch.device("cpu"), torch.float32) if s.id == sample)
+    assert op.triton is not None
+    short = op.triton(*chosen.args, **chosen.kwargs)
+    monkeypatch.setattr(batch_panel, "LONG", 0)
+    assert torch.equal(op.triton(*chosen.args, **chosen.kwargs), short)
 
 
 @interpreted
@@ -170,6 +181,20 @@ def test_panels_are_read_by_sixteen_bytes(dtype: torch.dtype) -> None:
         (loop,) = [text for text in _loops(ptx) if "ld.global.v4" in text]
         assert "bar.sync" not in loop
         assert not re.search(r"ld\.global\.b16", loop)
+
+
+@native
+@pytest.mark.device_code
+def test_long_rows_compile_without_spills() -> None:
+    """No sample of the ops has rows of more than 128 entries."""
+    index = csr.index_from_mask(torch.ones(2, 200, dtype=torch.bool))
+    values = torch.zeros(400)
+    found = _launches("csr_to_dense", values, index.crow, index.col, 200)
+    found |= _launches("csr_gather", values.view(2, 200), index.crow, index.col)
+    for launch in found.values():
+        assert launch.constants["BM"] == 1
+        for architecture in compiled.ARCHITECTURES:
+            assert compiled.compile_launch(launch, architecture).spilled_bytes == 0
 
 
 def _loops(ptx: str) -> list[str]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from sparsekern.kernels.launch import INTERPRETING, launch
 
 Pair = tuple[int, int]
+LONG = 2**31 - 2**16  # positions that may not fit an int32, a tile behind the last one included
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def panel_kernel(
     step_h,
     step_w,
     IMAGES: tl.constexpr,
+    LONG: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -70,7 +72,9 @@ def panel_kernel(
     i_m = tl.program_id(0) % tiles
     i_n = tl.program_id(0) // tiles
     o_m = i_m.to(tl.int64) * BM + tl.arange(0, BM)
-    o_n = i_n.to(tl.int64) * BN + tl.arange(0, BN)
+    if LONG:  # int32 where it can be: 64 bits take several times as long to divide
+        i_n = i_n.to(tl.int64)
+    o_n = i_n * BN + tl.arange(0, BN)
     m_n = o_n < positions
     m_mn = (o_m < channels)[:, None] & m_n[None, :]
     if IMAGES:
@@ -81,14 +85,15 @@ def panel_kernel(
         wide = w // step_w
         inside = (h >= 0) & (w >= 0) & (h % step_h == 0) & (w % step_w == 0)
         inside = inside & (high < height_in) & (wide < width_in)
-        at = o_n // pixels * x_n + high * x_h + wide * x_w
+        at = (o_n // pixels).to(tl.int64) * x_n
+        at += high.to(tl.int64) * x_h + wide.to(tl.int64) * x_w
     else:
         inside = m_n
-        at = o_n * x_n
+        at = o_n.to(tl.int64) * x_n
     m_x = m_mn & inside[None, :]
     b_x = tl.load(p_x + o_m[:, None] * x_c + at[None, :], mask=m_x, other=0.0)
     if p_y is not None:
-        o_y = o_m[:, None] * y_c + (o_n * y_n)[None, :]
+        o_y = o_m[:, None] * y_c + (o_n.to(tl.int64) * y_n)[None, :]
         b_y = tl.load(p_y + o_y, mask=m_mn, other=1.0).to(tl.float32)
         b_x = tl.where(b_y <= 0, tl.zeros_like(b_x), b_x)  # NaN lets the gradient through
     m_panel = (o_m < channels)[:, None] & (o_n < pitch)[None, :]  # zeros behind the last position
@@ -117,11 +122,11 @@ def pixel_kernel(p_place, positions, pixels, width, image, step_h, step_w, BN: t
 
 
 def config(channels: int, positions: int, images: bool = False) -> Pair:
-    """Channels and positions of a tile of :func:`panel_kernel`; places of pixels take registers."""
+    """Channels and positions of a tile of :func:`panel_kernel`."""
     if INTERPRETING:  # a program costs the interpreter much the same whatever its size
         power = triton.next_power_of_2
         return min(256, power(max(channels, 1))), min(1024, power(max(positions, 1)))
-    return 16 if images else 32, 64
+    return (16, 64) if images else (32, 32)
 
 
 def panel_of_rows(x: Tensor, y: Tensor | None = None) -> Panel:
@@ -138,7 +143,8 @@ def panel_of_rows(x: Tensor, y: Tensor | None = None) -> Panel:
     grid = (triton.cdiv(channels, bm) * triton.cdiv(pitch, bn),)
     y_n, y_c = (0, 0) if y is None else y.stride()
     sizes = (channels, batch, pitch, *x.stride(), 0, 0, y_n, y_c, *[1] * 8)
-    launch(panel_kernel, grid, x, y, data, *sizes, IMAGES=False, BM=bm, BN=bn)
+    options = {"IMAGES": False, "LONG": pitch >= LONG, "BM": bm, "BN": bn}
+    launch(panel_kernel, grid, x, y, data, *sizes, **options)
     return Panel(data, pitch, pitch)
 
 
@@ -161,7 +167,8 @@ def panel_of_images(
     bm, bn = config(channels, count * pixels, images=True)
     grid = (triton.cdiv(channels, bm) * triton.cdiv(pitch, bn),)
     sizes = (channels, count * pixels, pitch, *x.stride(), 0, 0, pixels, size[1], height, width)
-    launch(panel_kernel, grid, x, None, data, *sizes, *low, *step, IMAGES=True, BM=bm, BN=bn)
+    options = {"IMAGES": True, "LONG": pitch >= LONG, "BM": bm, "BN": bn}
+    launch(panel_kernel, grid, x, None, data, *sizes, *low, *step, **options)
     return Panel(data, pitch, pitch, pixels, size[1])
 
 
