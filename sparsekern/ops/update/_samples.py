@@ -24,7 +24,7 @@ LISTS: dict[str, tuple[tuple[tuple[int, ...], float | None], ...]] = {
     "around_a_word": tuple(((size,), 0.5) for size in (63, 64, 65, 127, 128, 191)),
     # more than one task each: one tensor of several, and many tensors in several
     "one_large": (((70_001,), 0.2),),
-    "many_small": tuple(((1000 + i, 7), (None, 0.1, 0.9)[i % 3]) for i in range(30)),
+    "many_small": tuple(((1000 + i, 7), (None, 0.1, 0.9)[i % 3]) for i in range(12)),
 }
 SMALL = ("typical", "tiny", "nothing", "no_elements")  # for opcheck
 
