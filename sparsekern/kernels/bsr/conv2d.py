@@ -255,7 +255,10 @@ def weight_gradient_kernel(
         b_g = tl.load(p_grads, mask=m_h[:, None] & m_m[None, :], other=0)
         p_pixels = p_in + o_pixel[:, None] * (chunks * W)
         b_x = tl.load(p_pixels, mask=inside[:, None] & m_w[None, :], other=0)
-        acc += tl.dot(b_g, b_x, input_precision=PRECISION) * one
+        if b_x.dtype == tl.float32:
+            acc = tl.dot(b_g, b_x, acc, input_precision=PRECISION)
+        else:
+            acc += tl.dot(b_g, b_x) * one
     p_out = p_parts + (i_part.to(tl.int64) * blocks + i_block) * (H * W)
     p_out += o_h[:, None] * W + o_w[None, :]
     tl.store(p_out, acc, mask=m_h[:, None] & m_w[None, :])

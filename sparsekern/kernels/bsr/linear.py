@@ -23,7 +23,7 @@ from sparsekern.kernels.bsr.schedule import GROUP, longest_first, place
 from sparsekern.kernels.launch import launch
 
 PROGRAMS = 512  # that dW is cut into at least, where the batch is long enough: some waves
-CHUNK = 1024  # rows of the batch that are the least for one program of dW
+CHUNK = 512  # rows of the batch that are the least for one program of dW
 SMALL_BATCH = 64
 
 
@@ -130,8 +130,8 @@ def sample_kernel(
 
     Blocks come column by column, since the transposed index names both their row and their column.
     NOTE: tensor cores cut off what they cannot hold, always towards zero, so that the error of a
-    long sum would grow with its length; each step is therefore added outside of them, where sums
-    are rounded. ``one`` is 1.0, which the compiler must not know: it would join the two again.
+    long sum would grow with its length; each step of 16 bits is therefore added outside of them,
+    where sums are rounded. ``one`` is 1.0, which the compiler must not know: it would join the two.
     """
     TILES_W: tl.constexpr = (W + BW - 1) // BW
     TILES: tl.constexpr = (H + BH - 1) // BH * TILES_W
@@ -155,7 +155,10 @@ def sample_kernel(
         m_m = o_at < count
         b_g = tl.load(p_g + o_m[None, :] * (rows * H), mask=m_h[:, None] & m_m[None, :], other=0)
         b_x = tl.load(p_in + o_m[:, None] * (cols * W), mask=m_m[:, None] & m_w[None, :], other=0)
-        acc += tl.dot(b_g, b_x, input_precision=PRECISION) * one
+        if b_x.dtype == tl.float32:
+            acc = tl.dot(b_g, b_x, acc, input_precision=PRECISION)
+        else:
+            acc += tl.dot(b_g, b_x) * one
     p_out = p_parts + (i_chunk * blocks + i_block) * (H * W) + o_h[:, None] * W + o_w[None, :]
     tl.store(p_out, acc, mask=m_h[:, None] & m_w[None, :])
 
@@ -201,7 +204,7 @@ def block_tile(height: int, width: int, dtype: torch.dtype) -> BlockTile:
     largest, m, stages = (64, 32, 2) if dtype == torch.float32 else (128, 64, 3)
     h = min(triton.next_power_of_2(height), largest)
     w = min(triton.next_power_of_2(width), largest)
-    warps = 1 if h * w <= 256 else 2 if h * w <= 1024 else 4 if h * w <= 8192 else 8
+    warps = 1 if h * w <= 256 else 2 if max(h, w) <= 32 else 4 if h * w <= 8192 else 8
     return BlockTile(h, w, m, warps, stages)
 
 

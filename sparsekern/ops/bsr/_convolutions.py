@@ -65,7 +65,7 @@ CONVOLUTIONS = (
     C("mixed_blocks", (3, 16, 9, 8), 64, (2, 3), (1, 3), (1, 2), (2, 1), block=(64, 16)),
     C("pointwise_blocks", (2, 48, 7, 5), 16, (1, 1), stride=(2, 1), block=(16, 48)),
     C("large_blocks", (1, 128, 5, 6), 128, (3, 3), padding=(2, 0), block=(128, 128)),
-    C("many_pixels", (9, 16, 11, 12), 16, (1, 2), block=(16, 16)),
+    C("many_pixels", (9, 16, 8, 9), 16, (1, 2), density=1.0, block=(16, 16)),
     C("no_batch", (0, 4, 5, 5), 4, (3, 3)),
 )
 
