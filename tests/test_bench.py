@@ -74,8 +74,9 @@ def test_pytest_benchmark_runs_them() -> None:
     )
     assert result.returncode == 0, result.stdout[-2000:]
     wanted = [case for case in cases() if case.op in ("csr_gather", "csr_linear")]
-    skipped = 0 if native.loaded else 2
-    assert f"{len(wanted) - skipped} passed" in result.stdout
+    not_here = {"triton"} if native.loaded else {"triton", "panel"}
+    runs = [case for case in wanted if case.device.type == "cuda" or case.variant not in not_here]
+    assert f"{len(runs)} passed" in result.stdout
 
 
 def test_known_suites() -> None:
