@@ -16,6 +16,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 
+from tests.background import BACKGROUND
+
 # Recipes need pydantic; a machine that lends its GPU alone may lack it.
 collect_ignore = []
 if importlib.util.find_spec("pydantic") is None:
@@ -40,6 +42,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(missing)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begins with the processes of the tests that are left after -k and -m."""
+    if session.config.option.collectonly:
+        return
+    marked = [(item, item.get_closest_marker("background")) for item in session.items]
+    commands = {
+        item.nodeid: marker.kwargs["command"](**item.callspec.params)  # type: ignore[attr-defined]
+        for item, marker in marked
+        if marker is not None
+    }
+    BACKGROUND.start({name: each for name, each in commands.items() if each is not None})
+
+
+def pytest_sessionfinish() -> None:
+    """An interrupted session leaves nothing behind."""
+    BACKGROUND.stop()
 
 
 def _group(name: str) -> int:

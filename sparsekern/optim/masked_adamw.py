@@ -98,8 +98,9 @@ class MaskedAdamW(MaskedOptimizer):
         )
 
     def _clear_masked(self, rows: Rows) -> None:
-        for parameter, bits, state in zip(rows.params, rows.bits, rows.states, strict=True):
-            self._compact.fit(parameter, bits, state, self.compact_state)
+        if self.compact_state or any(KEPT in state for state in rows.states):
+            for parameter, bits, state in zip(rows.params, rows.bits, rows.states, strict=True):
+                self._compact.fit(parameter, bits, state, self.compact_state)
         if not self.compact_state:
             super()._clear_masked(rows)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +31,7 @@ from sparsekern.testing import (
     to_plain,
     written,
 )
+from tests.background import BACKGROUND, Command
 
 _ = ops
 # Triton's interpreter computes nonsense in bfloat16.
@@ -315,9 +315,21 @@ def test_no_gradient_says_why(name: str) -> None:
         return
 
 
+def of_isa(isa: str) -> Command | None:
+    """The oracle tests of all ops with vector bodies, on one that this process does not run."""
+    if not native.loaded or isa == native.isa:
+        return None
+    layers = "(csr_linear and panel or condensed_linear or csr_conv2d and patch or update)"
+    masks = "(mask_topk or mask_pack_bits or csr_from_mask or csr_rebuild)"
+    selection = f"({layers} or {masks}) and not every_isa and not gradcheck and not compiled"
+    arguments = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    return Command([*arguments, __file__, "-k", selection], {"SPARSEKERN_ISA": isa})
+
+
+@pytest.mark.background(command=of_isa)
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_isa_of_this_machine(isa: str) -> None:
-    """The oracle tests of all ops with vector bodies again, each body in a process of its own.
+def test_every_isa_of_this_machine(isa: str, request: pytest.FixtureRequest) -> None:
+    """The oracle tests again, each body in a process of its own.
 
     A body that this processor cannot run is unconfirmed here and skipped by name.
     """
@@ -325,26 +337,7 @@ def test_every_isa_of_this_machine(isa: str) -> None:
         pytest.skip(f"no native library: {native.reason}")
     if isa == native.isa:
         pytest.skip("this process runs it already")
-    environment = {**os.environ, "SPARSEKERN_ISA": isa}
-    probe = subprocess.run(
-        [sys.executable, "-c", "import sparsekern"], env=environment, capture_output=True, text=True
-    )
-    if "Expected SPARSEKERN_ISA to name an instruction set of this machine" in probe.stderr:
+    code, output = BACKGROUND.result(request.node.nodeid)
+    if "Expected SPARSEKERN_ISA to name an instruction set of this machine" in output:
         pytest.skip(f"{isa}: unconfirmed, this processor does not have it")
-    layers = "(csr_linear and panel or condensed_linear or csr_conv2d and patch or update)"
-    masks = "(mask_topk or mask_pack_bits or csr_from_mask or csr_rebuild)"
-    selection = f"({layers} or {masks}) and not every_isa and not gradcheck and not compiled"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        __file__,
-        "-k",
-        selection,
-        "-p",
-        "no:cacheprovider",
-    ]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-3000:]
+    assert code == 0, output
