@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparsekern.kernels.activation import CODES, activated
 from sparsekern.kernels.bsr.reduce import sum_parts, sum_rows
 from sparsekern.kernels.bsr.schedule import GROUP, longest_first, place
 from sparsekern.kernels.launch import launch
@@ -25,18 +26,6 @@ from sparsekern.kernels.launch import launch
 PROGRAMS = 512  # that dW is cut into at least, where the batch is long enough: some waves
 CHUNK = 512  # rows of the batch that are the least for one program of dW
 SMALL_BATCH = 64
-
-
-@triton.jit
-def activated(b_z, ACTIVATION: tl.constexpr):
-    """float32; ReLU keeps NaN, GELU by the error function, or by tanh(u) = 2 sigmoid(2 u) - 1."""
-    if ACTIVATION == "relu":
-        b_z = tl.where(b_z <= 0, 0.0, b_z)
-    elif ACTIVATION == "gelu":
-        b_z = 0.5 * b_z * (1 + tl.erf(b_z * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":
-        b_z *= tl.sigmoid(1.5957691216057308 * (b_z + 0.044715 * b_z * b_z * b_z))
-    return b_z
 
 
 @triton.jit
@@ -289,7 +278,7 @@ def _multiply(
         BK=tile.k,
         GROUP=GROUP,
         PRECISION=precision_of(x.dtype),
-        ACTIVATION=activation,
+        ACTIVATION=CODES[activation],
     )
 
 
