@@ -176,8 +176,7 @@ def test_headers_for_kernels_know_no_torch(path: Path) -> None:
 @pytest.mark.parametrize("path", PYTHON, ids=relative)
 def test_sizes(path: Path) -> None:
     text = path.read_text()
-    lines = 500 if layer_of(path) == "kernels" else 400
-    assert text.count("\n") <= lines, f"{relative(path)}: more than {lines} lines"
+    assert text.count("\n") <= 400, f"{relative(path)}: more than 400 lines"
     for node in ast.walk(ast.parse(text)):
         if is_device_code(node):
             length = (node.end_lineno or 0) - node.lineno + 1

@@ -64,7 +64,7 @@ def limits_backward(
 
 
 TRITON = Launcher("bsr.conv2d", "conv2d", limits)
-TRITON_BACKWARD = Launcher("bsr.conv2d", "conv2d_backward", limits_backward)
+TRITON_BACKWARD = Launcher("bsr.conv2d_backward", "conv2d_backward", limits_backward)
 
 
 def select(x: Tensor, *rest: Any, **geometry: Any) -> str:
