@@ -110,7 +110,8 @@ def _with_masks(
     params: list[nn.Parameter], masks: list[Tensor], kind: Any, options: dict[str, Any]
 ) -> Callable[[], None]:
     optimizer = kind(params, fused=True, **options)
-    factors = [mask if mask.is_cuda else mask.float() for mask in masks]  # the faster one
+    # The faster one on the CPU; a bool mask moves fewer bytes on a GPU (unconfirmed).
+    factors = [mask if mask.is_cuda else mask.float() for mask in masks]
 
     def step() -> None:
         with torch.no_grad():

@@ -58,12 +58,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 # Contenders that a CPU, or this version, does not have.
 GPU_ONLY = {
-    "compact_state",
     "kernel_triton",
     "torch_cutlass",
     "torch_cusparselt",
-    "torch_csr",
-    "torch_bsr",
 }
 
 
@@ -91,7 +88,9 @@ def test_every_suite_runs_tiny(
     assert len({case.name for case in cases}) == len(cases)
     for row in rows:
         missing = row["status"].startswith("not available: ") and (
-            row.get("variant") in GPU_ONLY or row.get("case", "").startswith("cuSPARSELt")
+            row.get("variant") in GPU_ONLY
+            or row.get("case", "").startswith("cuSPARSELt")
+            or (row.get("variant") == "torch_csr" and row["dtype"] == "bfloat16")
         )
         assert missing or row["status"] == "measured", row
         assert row["tiny"]
@@ -419,11 +418,12 @@ def test_useful_operations_by_hand() -> None:
     assert works["dense"].flops == 3 * 2 * 8 * (4 * 16 + 16 * 4)
     assert works["sparsekern_bsr"].flops == pytest.approx(0.1 * works["dense"].flops)
     moved = masked_adamw.works(1000, 0.1)
-    assert moved[optimizer.MASKED].bytes == 28_125
+    touched = 1 - 0.9**8  # of every eight weights 24 bytes are read or written, 4 written anyway
+    assert moved[optimizer.MASKED].bytes == pytest.approx(24_000 * touched + 4_000 + 125)
     assert moved[optimizer.RIVAL].bytes == 46_000
     assert moved[optimizer.COMPACT].bytes == pytest.approx(2_800)
     half = masked_adamw.works(1000, 0.5)[masked_adamw.COMPACT_STATE].bytes
-    assert half == pytest.approx(8_000 + 12_000 * 255 / 256 + 125)
+    assert half == pytest.approx(8_000 + 8_000 * 255 / 256 + 4_000 + 125)
     assert shapes.flops((2, 3, 5)) == 60
     size = step.Size(depth=1, width=2, heads=1, batch=3, tokens=4)
     assert step.flops(size) == 3 * (2 * 12 * 4 * 12 + 4 * 12 * 4 * 2)
@@ -548,6 +548,8 @@ def test_phases_report_what_became_of_them(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tests_run, "LEAST_S", 2.0)
     monkeypatch.setattr(tests_run, "REPORT_S", 20.0)
     (tmp_path / "test_good.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
+    skipped = "import pytest\ndef test_one(): pytest.skip('no')\n"
+    (tmp_path / "test_skipped.py").write_text(skipped)
     (tmp_path / "test_bad.py").write_text("def test_one(): assert False\n")
     slow = "import time\ndef test_zero(): {}\ndef test_one(): time.sleep(60)\n"
     (tmp_path / "test_slow.py").write_text(slow.format("pass"))
@@ -562,16 +564,19 @@ def test_phases_report_what_became_of_them(tmp_path: Path, monkeypatch: pytest.M
     assert good
     assert not tests_run.run((phase("bad"),), time.time() + 60, recorder)
     assert not tests_run.run((phase("good", "-k", "none"),), time.time() + 60, recorder)
-    assert tests_run.run((phase("slow"),), time.time() + 25, recorder)
+    assert tests_run.run((phase("good"), phase("slow")), time.time() + 28, recorder)
     assert not tests_run.run((phase("slow_and_bad"),), time.time() + 25, recorder)
-    assert tests_run.run((phase("good"),), time.time(), recorder)
+    assert not tests_run.run((phase("good"),), time.time(), recorder)  # the first must be green
+    assert not tests_run.run((phase("skipped"),), time.time() + 60, recorder)
     rows = [json.loads(line) for line in recorder.path.read_text().splitlines()]
     status = [row["status"] for row in rows]
     assert status[:3] == ["green", "red", "no test was selected"]
-    assert status[3:] == ["not finished", "red, not finished", "not run: the budget was spent"]
+    assert status[3:5] == ["green", "not finished"]
+    assert status[5:7] == ["red, not finished", "not run: the budget was spent"]
+    assert status[7:] == ["red, nothing passed"]
     assert [row.get("passed") for row in rows[:2]] == [2, 0]
     assert rows[1]["failed"] == 1
-    assert rows[4]["failed"] == 1
+    assert (rows[4]["passed"], rows[5]["failed"]) == (1, 1)  # not what was interrupted
 
 
 def test_phases_select_by_op_and_device() -> None:

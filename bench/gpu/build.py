@@ -19,9 +19,12 @@ CPU, CUDA = "libsparsekern_cpu.so", "libsparsekern_cuda.so"
 
 
 def present(name: str) -> bool:
-    """Whether the package would find that library."""
-    built = (ROOT / "build").glob(f"**/{name}")
-    return (ROOT / "sparsekern" / "lib" / name).exists() or any(built)
+    """Whether the package would find that library, and it is not older than its sources."""
+    places = [ROOT / "sparsekern" / "lib" / name, *sorted((ROOT / "build").glob(f"**/{name}"))]
+    found = [place for place in places if place.exists()]
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    newest = max((path.stat().st_mtime for path in sources), default=0.0)
+    return bool(found) and found[0].stat().st_mtime >= newest
 
 
 def missing() -> list[str]:

@@ -10,7 +10,7 @@ from bench.timing import interleave
 
 
 def measure(device: torch.device, tiny: bool) -> Ceilings:
-    """Copy bandwidth of 2 GiB, and the rate of a bfloat16 product of 8192 cubed."""
+    """Copy bandwidth over 1 GiB, and the rate of a bfloat16 product of 8192 cubed."""
     return Ceilings(
         copy_gbps(device, 1 << (16 if tiny else 30)),
         product_tflops(device, 64 if tiny else 8192, torch.bfloat16),

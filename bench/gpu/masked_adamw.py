@@ -3,9 +3,9 @@
 The rival multiplies gradients and weights by a mask around torch's fused step. GB/s count what a
 step must move at least: 28 bytes of a weight (weight, gradient and two moments read, all but the
 gradient written), one bit more with a mask, 18 bytes more for the rival's multiplications; of
-compact values only the kept ones. `compact_state` has moments of the kept weights alone, and dense
-weights and gradients, of which every eight that hold a kept one must move. `kernel` is the op
-without the optimiser around it, `kernel_triton` the same by its Triton kernel where another one is
+compact values only the kept ones. Of eight weights (a sector) without a kept one, ours reads
+nothing and writes zeros alone. `compact_state` has moments of the kept weights alone. `kernel` is
+the op without the optimiser around it, `kernel_triton` the same by its Triton kernel where another one is
 registered too.
 """
 
@@ -37,12 +37,14 @@ def works(weights: int, density: float) -> dict[str, Work]:
     """What each contender's step must move."""
     plain = optimizer.OPTIMIZERS["adamw"][3] * weights
     touched = 1 - (1 - density) ** SECTOR
+    weights_and_grads = 8 * touched + 4  # masked weights are zeroed, so every weight is written
+    ours = Work(bytes=weights * (16 * touched + weights_and_grads + 1 / 8))
     return {
         optimizer.RIVAL: Work(bytes=plain + MASKING_BYTES * weights),
         optimizer.FUSED: Work(bytes=plain),
         optimizer.FUSED_AGAIN: Work(bytes=plain),
-        **dict.fromkeys((optimizer.MASKED, KERNEL, KERNEL_TRITON), Work(bytes=plain + weights / 8)),
-        COMPACT_STATE: Work(bytes=weights * (16 * density + 12 * touched + 1 / 8)),
+        **dict.fromkeys((optimizer.MASKED, KERNEL, KERNEL_TRITON), ours),
+        COMPACT_STATE: Work(bytes=weights * (16 * density + weights_and_grads + 1 / 8)),
         optimizer.COMPACT: Work(bytes=plain * density),
         optimizer.COMPACT_TORCH: Work(bytes=plain * density),
     }

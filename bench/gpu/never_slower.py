@@ -120,7 +120,8 @@ def _measure(layer: Layer) -> Measure:
         fields |= {"pass": "forward_backward", "shape": str(layer.shape), "pattern": pattern}
         shown = {**fields, "batch": layer.batch, "density": layer.density, "dtype": layer.dtype}
         shown |= {"format": name, "running": running, "tuned_ms": times_ms}
-        what = Comparison(shown, seconds=0.15)
+        # As tune measures and as a user sees it, with the gaps between launches.
+        what = Comparison(shown, cold=False, ahead=False, seconds=0.15)
         times = session.compare(what, makers)
         if len(times) == len(makers):
             session.write(**what.fields, variant="verdict", status="measured", lost=lost(times))

@@ -42,7 +42,7 @@ def _over(key: str, text: str, **fields: object) -> Callable[[Rows], str]:
 
 
 def _passes(rows: Rows) -> str:
-    found = [r for r in _chosen(rows, scores="normal") if "passes" in r]
+    found = [r for r in _chosen(rows, scores="normal", shape=[10**9]) if "passes" in r]
     return ", ".join(f"{row['passes'].get('sparsekern')} passes" for row in found)
 
 

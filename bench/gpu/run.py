@@ -104,6 +104,8 @@ def main(
         )
     if not tiny:
         print(pages.goals(results), pages.ceilings(results), sep="\n\n", flush=True)
+    if red:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -276,6 +276,8 @@ class SparseFormat(nn.Module, ABC):
         after = self.parameter.device.type
         if after != before and "meta" not in (before, after):  # nothing to choose by on meta
             self._measured, self._probe = None, None
+            if self._wanted not in self.variants:
+                self._wanted = "auto"
             self._choose_variant()
         return self
 

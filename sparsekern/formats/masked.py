@@ -190,6 +190,7 @@ class MaskedFormat(SparseFormat):
     def _refresh(self) -> None:
         """Zeroes the weights outside of the mask and rebuilds what follows from it."""
         mask_ops.apply_(self.weight.data, self.bits)
+        torch.autograd.graph.increment_version(self.weight)  # `.data` has a count of its own
         self._nnz = mask_ops.count(self.bits)
         self._choose_variant(mask_changed=True)
 

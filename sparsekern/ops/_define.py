@@ -206,14 +206,11 @@ def _register_kernels(
 ) -> None:
     """Triton or plain torch for every device without a native kernel, and the fake for tracing."""
 
-    def wants_triton(variant: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if has_variants or triton is None:
-            return variant == "triton"
-        return triton.supports(*args, **kwargs) is None
-
     def fallback(*args: Any, variant: str = "auto", **kwargs: Any) -> Any:
         run = kernel
-        if triton is not None and wants_triton(variant, args, kwargs):
+        if triton is not None and (
+            variant == "triton" if has_variants else triton.supports(*args, **kwargs) is None
+        ):
             run = triton
         if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
             return run(*args, **kwargs)

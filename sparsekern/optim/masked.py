@@ -149,6 +149,7 @@ class MaskedOptimizer(Optimizer):
         a weight since, the master becomes that weight."""
         for parameter, state in zip(rows.params, rows.states, strict=True):
             if not self.master_weights or parameter.dtype not in COPY_DTYPES:
+                state.pop(MASTER, None)  # of a loaded state
                 continue
             master = state.get(MASTER)
             if master is None:

@@ -33,7 +33,9 @@ class MaskedAdamW(MaskedOptimizer):
             and CUDA graphs can capture it. Same numbers.
         compact_state: ``exp_avg`` and ``exp_avg_sq`` of a parameter with a mask hold its kept
             weights alone, beside ``kept``, their mask in bits. Same steps; not interchangeable with
-            torch's state then. A step in which the mask is new waits for the GPU.
+            torch's state then. A step in which the mask is new waits for the GPU. On the CPU this
+            is plain torch: 18 to 40 times slower than dense state (4e6 weights, Zen 5, densities
+            0.1 and 0.5), for its memory alone.
         masks, model, masked, clip_norm, master_weights: see :class:`MaskedSGD`.
 
     Raises:

@@ -216,11 +216,15 @@ class Pruner:
         return loss
 
     def _unscale(self, scaler: torch.amp.GradScaler | None) -> bool:
-        """Unscales the gradients; whether they are finite on every rank."""
+        """Whether the gradients are finite on every rank; unscales them for optimisers that do not
+        do so themselves."""
         if scaler is None or not scaler.is_enabled():
             return True
         if scaler._per_optimizer_states[id(self.optimizer)]["stage"] is OptState.READY:
-            scaler.unscale_(self.optimizer)
+            if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+                scaler._check_inf_per_device(self.optimizer)  # it unscales in its own pass
+            else:
+                scaler.unscale_(self.optimizer)
         found = scaler._found_inf_per_device(self.optimizer)
         overflow = any(bool(value.item()) for value in found.values())
         return not any_rank(overflow, next(self.model.parameters()).device)
