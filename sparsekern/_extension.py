@@ -75,6 +75,12 @@ def _check_isa() -> None:
         raise ValueError(f"Expected SPARSEKERN_ISA to be one of {', '.join(ISAS)}. Got {wanted!r}.")
 
 
+def _check_cuda() -> None:
+    wanted = os.environ.get("SPARSEKERN_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise ValueError(f"Expected SPARSEKERN_CUDA to be one of auto, 0, 1. Got {wanted!r}.")
+
+
 def _check_debug() -> None:
     wanted = os.environ.get("SPARSEKERN_DEBUG", "0")
     if wanted not in ("0", "1"):
@@ -165,6 +171,7 @@ def _load_cuda() -> CudaLibrary:
 
 
 _check_isa()
+_check_cuda()
 _check_debug()
 _check_kept_memory()
 native = _load()

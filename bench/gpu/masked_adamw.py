@@ -5,8 +5,8 @@ step must move at least: 28 bytes of a weight (weight, gradient and two moments 
 gradient written), one bit more with a mask, 18 bytes more for the rival's multiplications; of
 compact values only the kept ones. Of eight weights (a sector) without a kept one, ours reads
 nothing and writes zeros alone. `compact_state` has moments of the kept weights alone. `kernel` is
-the op without the optimiser around it, `kernel_triton` the same by its Triton kernel where another one is
-registered too.
+the op without the optimiser around it, `kernel_triton` the same by its Triton kernel where another
+one is registered too.
 """
 
 from __future__ import annotations

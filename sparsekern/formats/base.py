@@ -218,6 +218,11 @@ class SparseFormat(nn.Module, ABC):
         """The kernels that ``variant`` can name."""
 
     @property
+    def known_variants(self) -> tuple[str, ...]:
+        """Those of every device, which a plan may name."""
+        return self.variants
+
+    @property
     @abstractmethod
     def running(self) -> str:
         """The kernel that runs now, whoever chose it."""
@@ -246,21 +251,22 @@ class SparseFormat(nn.Module, ABC):
 
         That depends on the present density alone, so a resumed run chooses as the first one did.
         """
-        self._check_variant(measured.variant)
+        self._check_variant(measured.variant, self.known_variants)
         self._wanted, self._measured = "auto", measured
         self._choose_variant()
 
     def _choose_variant(self) -> None:
         """Decides again; called when the wish or the density has changed."""
-        measured = self._measured
-        holds = measured is not None and measured.holds_at(self.density)
-        self._variant = measured.variant if measured is not None and holds else self._wanted
+        measured, here = self._measured, ("auto", *self.variants)  # on this kind of device
+        holds = measured and measured.variant in here and measured.holds_at(self.density)
+        self._variant = measured.variant if measured and holds else self._wanted
 
-    def _check_variant(self, name: str) -> None:
-        if name != "auto" and name not in self.variants:
+    def _check_variant(self, name: str, known: tuple[str, ...] | None = None) -> None:
+        known = known or self.variants
+        if name != "auto" and name not in known:
             raise ValueError(
                 f"Expected variant of format {self.name!r} to be auto or one of "
-                f"{', '.join(self.variants)}. Got {name!r}."
+                f"{', '.join(known)}. Got {name!r}."
             )
 
     @property
@@ -294,8 +300,7 @@ class SparseFormat(nn.Module, ABC):
             zero = zero.float()
         self._probe = zero.expand(self._matrix_shape()).detach().requires_grad_()
         if then is not None:
-            hook = partial(self._hand_over, then)
-            self._probe.register_post_accumulate_grad_hook(hook)
+            self._probe.register_post_accumulate_grad_hook(partial(self._hand_over, then))
 
     def _hand_over(self, then: Callable[[Tensor], None], probe: Tensor) -> None:
         gradient, probe.grad = probe.grad, None
@@ -323,10 +328,9 @@ class SparseFormat(nn.Module, ABC):
         if isinstance(mask, Tensor) and mask.dtype == torch.uint8:
             check_shape(mask, "mask", ((self.numel + 7) // 8,))
             check_device(mask, "mask", self.parameter.device, "weight")
-            unused = -self.numel % 8
-            if unused:
+            if self.numel % 8:
                 mask = mask.clone()
-                mask[-1] &= 255 >> unused
+                mask[-1] &= 255 >> (-self.numel % 8)
         else:
             check_mask(mask, self.shape, self.parameter.device)
         return mask

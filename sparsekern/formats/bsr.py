@@ -123,8 +123,13 @@ class BsrFormat(SparseFormat):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        names = [name for name in self._op.variants if name != "reference"]
-        return tuple(n for n in names if n == "dense" or (n == "triton") == self.values.is_cuda)
+        cuda = self.values.is_cuda
+        known = self.known_variants
+        return tuple(name for name in known if name == "dense" or (name == "triton") == cuda)
+
+    @property
+    def known_variants(self) -> tuple[str, ...]:
+        return tuple(name for name in self._op.variants if name != "reference")
 
     @property
     def running(self) -> str:
@@ -165,7 +170,7 @@ class BsrFormat(SparseFormat):
         return self._dense(values.detach())[self.mask()]
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return bsr.linear(x, self.values, self.index, bias, probe=self._probe, variant=self.variant)
+        return self.activated_linear(x, bias, "none")
 
     def activated_linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return bsr.linear(

@@ -89,8 +89,13 @@ class CsrFormat(SparseFormat):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        names = [name for name in self._op.variants if name != "reference"]
-        return tuple(n for n in names if n == "dense" or (n == "triton") == self.values.is_cuda)
+        cuda = self.values.is_cuda
+        known = self.known_variants
+        return tuple(name for name in known if name == "dense" or (name == "triton") == cuda)
+
+    @property
+    def known_variants(self) -> tuple[str, ...]:
+        return tuple(name for name in self._op.variants if name != "reference")
 
     @property
     def running(self) -> str:

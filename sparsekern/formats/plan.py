@@ -279,7 +279,7 @@ class Plan:
                     f"Expected {layer.names[0]} to have shape {layer.shape} and format "
                     f"{layer.format!r}, as the plan says. Got {own.shape} and {own.name!r}."
                 )
-            own._check_variant(layer.variant)
+            own._check_variant(layer.variant, own.known_variants)
         planned = {layer.names for layer in self.layers}
         for names, _ in owners:
             if names not in planned:

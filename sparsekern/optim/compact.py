@@ -32,13 +32,13 @@ class CompactStates:
             return
         self.expand(parameter, state)
         kept = mask_ops.unpack_bits(bits, tuple(parameter.shape))
+        places = kept.flatten().nonzero().squeeze(1)
+        wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         for name in self.names:
             if state.get(name) is not None:
-                state[name] = state[name][kept]
+                state[name] = state[name].flatten()[places]
             else:
-                wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-                count = int(kept.sum().item())
-                state[name] = torch.zeros(count, dtype=wide, device=parameter.device)
+                state[name] = torch.zeros(len(places), dtype=wide, device=parameter.device)
         state[KEPT] = bits.clone()
         ranks = update.ranks_of_bits(bits, parameter.numel())
         self._ranks[parameter] = (bits, bits._version, ranks)

@@ -35,6 +35,7 @@ class Layer:
 
     ``active`` numbers are ``[nnz]`` vectors in row-major order of the mask, so an inactive weight
     can never be mistaken for an active one of value zero; growth looks at dense tensors.
+    ``dense_grad`` may hold a GradScaler's scale (``Pruner(one_backward=True)``): its order counts.
     """
 
     name: str

@@ -368,3 +368,23 @@ def test_another_kind_of_device_chooses_anew() -> None:
             assert layer.format.variant == "auto"
     assert layers[0].format.running == "dense"
     assert layers[0].format.index is None
+
+
+def test_a_kernel_that_was_asked_for_is_forgotten_elsewhere() -> None:
+    layer = SparseLinear(32, 32, density=0.3, format="csr")
+    layer.format.variant = "panel"
+    with FakeTensorMode():
+        layer._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=CUDA))
+    assert layer.format.variant == "auto"
+    assert "panel" not in layer.format.variants
+
+
+@pytest.mark.parametrize("name", ["csr", "bsr"])
+def test_a_plan_of_another_device_leaves_the_rule(name: str) -> None:
+    """It is valid, can be saved with the model, and chooses nothing here."""
+    stored = make(name)
+    stored.take_measured(entry(stored, "triton", ""))
+    assert stored.variant == "auto"
+    assert stored.running != "triton"
+    with pytest.raises(ValueError, match="Expected variant of format"):
+        stored.variant = "triton"

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsekern as sk
 from sparsekern.optim import MaskedAdamW, MaskedSGD, state_bytes
-from sparsekern.prune import SET, Pruner
+from sparsekern.prune import SET, Method, Pruner, RigL
 from sparsekern.testing import assert_close_to_oracle
 from tests.optim.masked_cases import (
     CONFIGS,
@@ -322,11 +322,13 @@ def test_masters_of_weights_in_another_memory_format() -> None:
     assert torch.equal(*results)
 
 
-def test_masters_of_a_sparse_model() -> None:
+@pytest.mark.parametrize("masked", ["zero", "unchanged"])
+def test_masters_of_a_sparse_model(masked: str) -> None:
     """Masks of the model's layers, new ones included: what is masked is zero in both."""
     model = network().to(torch.bfloat16)
     sk.sparsify(model, 0.4, format="masked")
-    optimizer = MaskedAdamW(model.parameters(), lr=0.1, model=model, master_weights=True)
+    options = {"model": model, "master_weights": True, "masked": masked}
+    optimizer = MaskedAdamW(model.parameters(), lr=0.1, **options)
     weight = model[0].format.weight
     for _ in range(2):
         for _ in range(2):
@@ -339,6 +341,47 @@ def test_masters_of_a_sparse_model() -> None:
         assert not master[~mask].any()
         assert torch.equal(master.bfloat16(), weight)
         model[0].set_mask(mask.flip(0))
+        model[0].set_mask(mask)  # what was dropped and grown again starts at zero
+        assert not weight[mask & ~mask.flip(0)].any()
+
+
+def test_masters_of_another_optimiser_are_dropped() -> None:
+    """A state with masters, loaded where none are wanted, does not bring old weights back."""
+    saved = []
+    for master_weights in (True, False):
+        weight = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+        optimizer = MaskedAdamW([weight], lr=0.25, master_weights=master_weights)
+        if saved:
+            optimizer.load_state_dict(saved[0])
+            with torch.no_grad():
+                weight.fill_(5)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        saved.append(optimizer.state_dict())
+    assert "master" not in optimizer.state[weight]
+    assert torch.all(weight > 4)
+
+
+@pytest.mark.parametrize("method", [SET, RigL])
+def test_a_pruner_with_float16_weights(method: type[Method]) -> None:
+    """GradScaler refuses to unscale float16 gradients; ours does so in its own pass."""
+    model = network().half()
+    sk.sparsify(model, 0.4, format="masked")
+    optimizer = MaskedAdamW(model.parameters(), model=model, master_weights=True)
+    pruner = Pruner(model, optimizer, method(density=0.4, update_every=2), total_steps=20)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    masks = [layer.mask() for layer in pruner.layers]
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 24, dtype=torch.float16)).float().square().mean()
+        scaler.scale(loss * (float("inf") if step == 2 else 1.0)).backward()
+        pruner.step(scaler=scaler)
+        scaler.update()
+        same = all(
+            torch.equal(m, each.mask()) for m, each in zip(masks, pruner.layers, strict=True)
+        )
+        assert same == (step < 3)  # the update of step 2 waits for finite gradients
+        assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 def test_a_pruner_waits_only_for_its_updates() -> None:

@@ -370,9 +370,12 @@ def _fuses(
     """Whether the kernel that runs applies the activation itself."""
     if probe is not None or (is_gelu(activation) and wants_gradient(x, values, bias, probe)):
         return False
+    if variant not in ("auto", "triton") or not isinstance(x, Tensor) or values.ndim != 3:
+        return False
+    if _TRITON.supports(x, values) is not None:
+        return False  # PERF: on the CPU before any check, which the op makes anyway
     _check(x, values, bias, probe, *index)
-    name = _select(x, values, bias, probe, *index) if variant == "auto" else variant
-    return name == "triton" and _TRITON.supports(x, values) is None
+    return variant == "triton" or _select(x, values, bias, probe, *index) == "triton"
 
 
 __all__ = ["activated_linear_op", "linear", "linear_backward_op", "linear_op"]
