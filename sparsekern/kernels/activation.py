@@ -17,7 +17,7 @@ CODES = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3}
 
 @triton.jit
 def activated(z, code):
-    """A branch at run time: as a constant, each activation would be machine code of its own."""
+    """``code`` is one of CODES: a number, or a constant where the kernel prefers it."""
     if code == 1:
         z = tl.where(z < 0, 0.0, z)  # as in torch, NaN stays
     elif code == 2:

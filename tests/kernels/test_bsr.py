@@ -187,7 +187,7 @@ def test_limits_are_sentences() -> None:
     assert op.triton.limits(*_arguments((16, 48), kept)) is None
     small = "Triton kernels take blocks with sides of multiples of 16. Got 16 x 8."
     assert op.triton.limits(*_arguments((16, 8), kept)) == small
-    double = "Triton kernels take values of 32 or 16 bits. Got torch.float64."
+    double = "Triton kernels take values of float32. Got torch.float64."
     assert op.triton.limits(*_arguments((16, 16), kept, torch.float64)) == double
     limits = _conv_variants.limits
     x, values, _, _, *index = _arguments((16, 16), kept)

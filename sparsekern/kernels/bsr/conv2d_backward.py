@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,9 +29,9 @@ from sparsekern.kernels.bsr.conv2d import (
     step_of,
 )
 from sparsekern.kernels.bsr.linear import block_tile, chunks_of, precision_of, weights_for
-from sparsekern.kernels.bsr.reduce import sum_parts, sum_rows
 from sparsekern.kernels.bsr.schedule import GROUP, longest_first, place
 from sparsekern.kernels.launch import launch
+from sparsekern.kernels.reduce import sum_parts, sum_rows
 
 
 @triton.jit
@@ -249,7 +250,9 @@ def _weight_gradient(
     tile = block_tile(height, width, grads.dtype)
     programs = blocks * triton.cdiv(height, tile.h) * triton.cdiv(width, tile.w)
     part, parts = chunks_of(count, programs)
-    out = dvalues if parts == 1 else dvalues.new_empty(parts, *dvalues.shape)
+    out = dvalues
+    if parts > 1:
+        out = dvalues.new_empty(parts, *dvalues.shape, dtype=torch.float32)
     launch(
         weight_gradient_kernel,
         (programs * parts,),

@@ -19,9 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsekern.kernels.activation import CODES, activated
-from sparsekern.kernels.bsr.reduce import sum_parts, sum_rows
 from sparsekern.kernels.bsr.schedule import GROUP, longest_first, place
 from sparsekern.kernels.launch import launch
+from sparsekern.kernels.reduce import sum_parts, sum_rows
 
 PROGRAMS = 512  # that dW is cut into at least, where the batch is long enough: some waves
 CHUNK = 512  # rows of the batch that are the least for one program of dW
@@ -165,7 +165,7 @@ class Tile(NamedTuple):
 def tile_of(batch: int, side: int, dtype: torch.dtype) -> Tile:
     """What a program of :func:`multiply_kernel` computes, for blocks with ``side`` outputs.
 
-    PERF: 64 inputs a step are whole lines of 128 bytes in 16 bits and fill Hopper's wgmma;
+    NOTE: 64 inputs a step are whole lines of 128 bytes in 16 bits and fill Hopper's wgmma;
     IEEE float32 runs on the CUDA cores, where larger tiles do not fit the registers. (unconfirmed)
     """
     n = triton.next_power_of_2(side)
@@ -188,7 +188,7 @@ class BlockTile(NamedTuple):
 def block_tile(height: int, width: int, dtype: torch.dtype) -> BlockTile:
     """What a program of dW computes: a whole block where it fits the registers.
 
-    PERF: as many warps as there is work for: four would compute a block of 16 twice. (unconfirmed)
+    NOTE: as many warps as there is work for: four would compute a block of 16 twice. (unconfirmed)
     """
     largest, m, stages = (64, 32, 2) if dtype == torch.float32 else (128, 64, 3)
     h = min(triton.next_power_of_2(height), largest)
@@ -220,7 +220,7 @@ def rows_of(x: Tensor) -> Tensor:
 def weights_for(x: Tensor, values: Tensor, batch: int) -> Tensor:
     """Values as the products take them, in the dtype of x.
 
-    PERF: one pass of 6 bytes a weight, so that each of the batch's tiles reads 2 bytes instead of 4
+    NOTE: one pass of 6 bytes a weight, so that each of the batch's tiles reads 2 bytes instead of 4
     and copies them to shared memory asynchronously; a single tile converts what it has loaded.
     """
     return values if batch <= SMALL_BATCH else values.to(x.dtype)
@@ -314,7 +314,9 @@ def _sample(
     tile = block_tile(height, width, x.dtype)
     programs = blocks * triton.cdiv(height, tile.h) * triton.cdiv(width, tile.w)
     chunk, chunks = chunks_of(x.shape[0], programs)
-    parts = dvalues if chunks == 1 else dvalues.new_empty(chunks, *dvalues.shape)
+    parts = dvalues
+    if chunks > 1:
+        parts = dvalues.new_empty(chunks, *dvalues.shape, dtype=torch.float32)
     launch(
         sample_kernel,
         (programs * chunks,),

@@ -1,7 +1,7 @@
 """``order[i]`` = the row of blocks with the i-th most of them; equal ones in their own order.
 
 Thread mapping: one program ranks BLOCK rows, counting the longer ones among all.
-Tile: BLOCK x BLOCK comparisons; O(rows^2) in all, microseconds up to MOST_ROWS.
+Tile: BLOCK x BLOCK comparisons; O(rows^2) in all, microseconds up to MOST_ROWS (unconfirmed).
 Accumulation: int32.
 Alignment: none asked for.
 Contract: a permutation of the rows, with no synchronisation; tests/kernels/test_bsr.py.
@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsekern.kernels.launch import launch
 
 BLOCK = 64
-MOST_ROWS = 8192  # above, ranking costs more than the uneven end of so long a grid
+MOST_ROWS = 8192  # above, ranking costs more than the uneven end of so long a grid (unconfirmed)
 GROUP = 8  # tiles of the batch that share rows of blocks in L2, and balance each other
 
 
@@ -61,7 +61,7 @@ def place(program, p_order, m_tiles, outputs, TILES: tl.constexpr, GROUP: tl.con
     """Row of blocks, tile in it and tile of the batch of this program: within a group of batch
     tiles, all programs of the longest row come first.
 
-    PERF: the group's inputs and all values stay in L2 while rows take turns, and the last group,
+    NOTE: the group's inputs and all values stay in L2 while rows take turns, and the last group,
     whose end is the grid's, is GROUP times as fine as one tile of the batch. (unconfirmed)
     """
     first = program // (GROUP * outputs) * GROUP

@@ -47,8 +47,9 @@ def to_dense_kernel(
     begin = tl.load(p_begin + o_m, mask=m_m, other=0)
     end = tl.load(p_begin + o_m + 1, mask=m_m, other=0)
     for k in range(0, tl.max(end - begin, axis=0), BK):
-        o_k = begin[:, None] + k + tl.arange(0, BK)[None, :]
-        m_k = o_k < end[:, None]
+        o_entry = k + tl.arange(0, BK)[None, :]
+        m_k = o_entry < (end - begin)[:, None]  # compared before a sum of int32 could wrap
+        o_k = begin[:, None] + o_entry
         col = tl.load(p_col + o_k, mask=m_k, other=0).to(tl.int64)
         b_v = tl.load(p_values + o_k, mask=m_k, other=0)
         tl.store(p_dense + o_m[:, None] * cols + col, b_v, mask=m_k)
@@ -71,8 +72,9 @@ def gather_kernel(
     begin = tl.load(p_begin + o_m, mask=m_m, other=0)
     end = tl.load(p_begin + o_m + 1, mask=m_m, other=0)
     for k in range(0, tl.max(end - begin, axis=0), BK):
-        o_k = begin[:, None] + k + tl.arange(0, BK)[None, :]
-        m_k = o_k < end[:, None]
+        o_entry = k + tl.arange(0, BK)[None, :]
+        m_k = o_entry < (end - begin)[:, None]  # compared before a sum of int32 could wrap
+        o_k = begin[:, None] + o_entry
         col = tl.load(p_col + o_k, mask=m_k, other=0).to(tl.int64)
         b_v = tl.load(p_dense + o_m[:, None] * stride_m + col * stride_k, mask=m_k, other=0)
         tl.store(p_values + o_k, b_v, mask=m_k)

@@ -20,6 +20,7 @@ from torch import Tensor
 from sparsekern.kernels.csr.batch_panel import Panel
 from sparsekern.kernels.csr.spmm import Rows
 from sparsekern.kernels.launch import INTERPRETING, launch
+from sparsekern.kernels.reduce import sum_parts
 
 PROGRAMS = 1024  # as many keep a GPU busy; more pieces of the batch are not cut
 LEAST_PIECE = 1024  # positions
@@ -97,17 +98,6 @@ def row_sum_kernel(
     tl.store(p_sums + o_sum, tl.sum(acc, axis=1), mask=m_m)
 
 
-@triton.jit
-def add_kernel(p_sums, p_out, numel, pieces, BM: tl.constexpr):
-    """``out[i] = sum_p sums[p, i]``, in order."""
-    o_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    m_m = o_m < numel
-    acc = tl.zeros([BM], tl.float32)
-    for i in range(pieces):
-        acc += tl.load(p_sums + i * numel + o_m, mask=m_m, other=0.0)
-    tl.store(p_out + o_m, acc, mask=m_m)
-
-
 def config(entries: int, positions: int) -> tuple[int, int]:
     """Entries and positions of a tile of :func:`sddmm_kernel`."""
     if INTERPRETING:  # a program costs the interpreter much the same whatever its size
@@ -159,5 +149,5 @@ def _added(sums: Tensor) -> Tensor:
     if pieces == 1:
         return sums[0]
     out = sums.new_empty(numel)
-    launch(add_kernel, (triton.cdiv(numel, 256),), sums, out, numel, pieces, BM=256)
+    sum_parts(sums, out)
     return out

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sparsekern.kernels.activation import CODES, activated
 from sparsekern.kernels.csr.batch_panel import Pair, Panel
+from sparsekern.kernels.csr.index import lower_bound
 from sparsekern.kernels.launch import INTERPRETING, launch
 
 
@@ -108,8 +109,9 @@ def spmm_kernel(
     end = tl.load(p_begin + o_m + after, mask=m_m, other=0)
     acc = tl.zeros([BM, BK, BN], tl.float32)
     for k in range(0, tl.max(end - begin, axis=0), BK):
-        o_k = begin[:, None] + k + tl.arange(0, BK)[None, :]
-        m_k = o_k < end[:, None]
+        o_entry = k + tl.arange(0, BK)[None, :]
+        m_k = o_entry < (end - begin)[:, None]  # compared before a sum of int32 could wrap
+        o_k = begin[:, None] + o_entry
         if p_offset is None:
             offset = tl.load(p_col + o_k, mask=m_k, other=0).to(tl.int64) * pitch
         else:
@@ -140,13 +142,7 @@ def group_kernel(p_begin, p_col, p_starts, channels, groups, columns, steps, BM:
     least = o_m // channels * columns
     low = tl.load(p_begin + o_m % channels, mask=m_m, other=0)
     high = tl.load(p_begin + o_m % channels + 1, mask=m_m, other=0)
-    for _ in range(steps):
-        middle = (low + high) // 2
-        m_k = m_m & (low < high)
-        below = m_k & (tl.load(p_col + middle, mask=m_k, other=0).to(tl.int64) < least)
-        low = tl.where(below, middle + 1, low)
-        high = tl.where(below, high, tl.where(m_k, middle, high))
-    tl.store(p_starts + o_m, low, mask=m_m)
+    tl.store(p_starts + o_m, lower_bound(p_col, low, high, least, steps), mask=m_m)
 
 
 def config(rows: int, positions: int, nnz: int, images: bool) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 Thread mapping: programs walk tiles of the flat scores; a tile's flags are written by one program.
 Tile: BLOCK scores. Accumulation: integers, int32 in a program, int64 over all: order cannot matter.
 Alignment: none asked for; addresses are int64.
-Roofline: two reads of the scores, one write; six reads where the sample misled or is too small,
+Roofline: two reads of the scores, one write; six reads where the sample misled, five without one,
 one more where only some of those equal to the threshold are kept.
 Contract: sparsekern/ops/mask/topk.py.
 
@@ -143,7 +143,7 @@ def collect_kernel(
 ):
     """Counts the keys above the bracket and inside; each program lists those inside that it meets.
 
-    PERF: a list of its own spares each tile an atomic, whose answer it would wait for.
+    NOTE: a list of its own spares each tile an atomic, whose answer it would wait for.
     """
     low = tl.load(p_state)
     high = tl.load(p_state + 1)

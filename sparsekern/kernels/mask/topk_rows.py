@@ -3,7 +3,7 @@
 Thread mapping: one program holds BR short rows, or walks one long row.
 Tile: BR x BC scores, rows whole; BLOCK scores of a long row.
 Accumulation: int32. Alignment: none asked for; addresses are int64.
-Roofline: one read and one write; a short row is read once, a long one six times, from L2.
+Roofline: one read and one write; a short row is read once, a long one five times, from L2.
 Contract: sparsekern/ops/mask/topk_rows.py.
 """
 

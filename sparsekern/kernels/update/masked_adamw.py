@@ -106,8 +106,9 @@ def adamw_part(
     b_grad = tl.where(has_l2 != 0, b_grad + l2 * weight, b_grad)
     moved = b_first * beta1 + b_grad * grad_weight
     square = b_second * beta2 + b_grad * b_grad * square_weight
-    root = tl.sqrt(square) * root_factor + eps
-    weight = weight * decay - step_size * moved / root
+    # NOTE: tl.sqrt would be approximate and flush subnormal numbers to zero, as would "/".
+    root = tl.sqrt_rn(square) * root_factor + eps
+    weight = weight * decay - tl.div_rn(step_size * moved, root)
     # Masked weights are written back in their own bits, whatever they are.
     masked = tl.where(clear != 0, tl.zeros_like(b_old), b_old)
     new = tl.where(kept, weight.to(DTYPE), masked)

@@ -48,7 +48,7 @@ def mask_bytes(p_row, first, numel, TAIL: tl.constexpr, BLOCK: tl.constexpr):
     same of one without masked elements. Eight elements that are not all inside of the tensor
     count as outside; ``TAIL`` is for them alone.
 
-    PERF: one predicate for eight elements, or vectors would fall apart into single loads.
+    NOTE: one predicate for eight elements, or vectors would fall apart into single loads.
     """
     o_byte = tl.arange(0, BLOCK // 8)
     bits = tl.load(p_row + 1)
@@ -204,7 +204,10 @@ def times_on_device(steps: Sequence[Tensor], device: torch.device) -> Tensor | N
         return None
     pinned = torch.empty(len(steps), dtype=torch.float64, pin_memory=True)
     torch.stack([step.reshape(()).double() for step in steps], out=pinned)
-    return pinned.to(device, non_blocking=True)
+    times = pinned.to(device, non_blocking=True)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.append((pinned, times))  # replays copy from there
+    return times
 
 
 def split(value: float) -> tuple[float, float]:
@@ -240,12 +243,12 @@ def kept_on_device(key: Hashable, device: torch.device, build: Callable[[], Tens
 
 
 def _remember(key: Hashable, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    if key not in _kept:
-        _kept[key] = make()
-        if len(_kept) > KEPT_TABLES:
-            _kept.popitem(last=False)
-    _kept.move_to_end(key)
-    return _kept[key]
+    # Another thread may take any of them out meanwhile.
+    entry = _kept.pop(key, None) or make()
+    _kept[key] = entry
+    if len(_kept) > KEPT_TABLES:
+        _kept.popitem(last=False)
+    return entry
 
 
 def _copy(built: Tensor, device: torch.device, keep_spare: bool) -> tuple[Tensor, Tensor]:

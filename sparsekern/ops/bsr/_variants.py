@@ -20,7 +20,7 @@ TRITON_DENSITY = {16: 0.05, 32: 0.1, 64: 0.25, 128: 0.4}
 def triton_limits(values: Tensor) -> str | None:
     """None if the Triton kernels take these values, or the reason why not."""
     if values.dtype == torch.float64:
-        return f"Triton kernels take values of 32 or 16 bits. Got {values.dtype}."
+        return f"Triton kernels take values of float32. Got {values.dtype}."
     height, width = values.shape[1:]
     if height % SIDE or width % SIDE:
         return (

@@ -4,11 +4,12 @@ Thread mapping: one program sums BLOCK elements; columns are summed over CHUNK r
 Tile: BLOCK elements; BM x BN of a gradient, whose rows are read along their features.
 Accumulation: float32, parts one after the other, rows of a tile by Triton's tree.
 Alignment: none asked for; addresses are int64.
-Contract: the same bits for the same shapes; sparsekern/ops/bsr/linear.py.
+Contract: the same bits for the same shapes, whatever the dtype of the result.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -57,8 +58,9 @@ def sum_rows(grad: Tensor, out: Tensor) -> None:
     """Adds up the rows of a contiguous ``[M, N]`` into ``[N]``."""
     rows, features = grad.shape
     chunks, tiles = max(1, triton.cdiv(rows, CHUNK)), triton.cdiv(features, 128)
-    parts = out.unsqueeze(0) if chunks == 1 else out.new_empty(chunks, features)
+    single = chunks == 1
+    parts = out.unsqueeze(0) if single else out.new_empty(chunks, features, dtype=torch.float32)
     sizes = {"CHUNK": CHUNK, "BM": 32, "BN": 128}
     launch(sum_rows_kernel, (tiles * chunks,), grad, parts, rows, features, tiles, **sizes)
-    if chunks > 1:
+    if not single:
         sum_parts(parts, out)
