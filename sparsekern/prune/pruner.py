@@ -70,7 +70,7 @@ class Pruner:
         seed: of random masks and random growth.
         one_backward: a promise that every step has one backward pass; a method that grows by the
             dense gradient then chooses each layer's mask during it, and one dense gradient is alive
-            at a time.
+            at a time; a GradScaler's scale is still in it, which changes no order.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be, names nothing, or does not fit
@@ -185,9 +185,9 @@ class Pruner:
 
         Args:
             closure: re-evaluates the model and returns the loss, for optimisers that want one.
-            scaler: of mixed precision; gradients are unscaled here unless the caller has done it
-                (to clip them), ``scaler.update()`` stays the caller's. After an overflow nothing
-                happens and a due update waits.
+            scaler: of mixed precision; unless the caller has unscaled gradients (to clip them), the
+                scaler or the optimiser does so; ``scaler.update()`` stays the caller's. After
+                an overflow nothing happens and a due update waits.
 
         Returns:
             The closure's loss, if there is a closure.

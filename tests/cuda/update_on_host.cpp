@@ -61,10 +61,9 @@ void adamw_on_host(const HostTensor* tensors, int64_t length, const Scalar* scal
   o.decoupled = flags[0];
   o.maximize = flags[1];
   o.clear = flags[2];
-  launch_adamw(rows_of(tensors, length), o,
-               [](auto step, const Table& table, int32_t chunks, const AdamwOptions& options) {
-                 run(step, table, chunks, options);
-               });
+  launch_steps<AdamwStep>(rows_of(tensors, length), o,
+                          [](auto step, const Table& table, int32_t chunks,
+                             const AdamwOptions& options) { run(step, table, chunks, options); });
 }
 
 void sgd_on_host(const HostTensor* tensors, int64_t length, const Scalar* scalars,
@@ -79,10 +78,9 @@ void sgd_on_host(const HostTensor* tensors, int64_t length, const Scalar* scalar
   o.nesterov = flags[0];
   o.maximize = flags[1];
   o.clear = flags[2];
-  launch_sgd(rows_of(tensors, length), o,
-             [](auto step, const Table& table, int32_t chunks, const SgdOptions& options) {
-               run(step, table, chunks, options);
-             });
+  launch_steps<SgdStep>(rows_of(tensors, length), o,
+                        [](auto step, const Table& table, int32_t chunks,
+                           const SgdOptions& options) { run(step, table, chunks, options); });
 }
 
 double norm_on_host(const HostTensor* tensors, int64_t length, const Scalar* factor) {

@@ -52,10 +52,11 @@ void update_masked_adamw_cuda(TensorList params, TensorList grads, TensorList ex
   options.clear = zero_masked;
 
   const Launches launches(lists.device());
-  launch_adamw(rows, options, [&](auto step, const Table& table, int32_t chunks, const auto& own) {
-    run_update<decltype(step)>(table, chunks, own, launches.stream());
-    launches.check("masked_adamw");
-  });
+  launch_steps<AdamwStep>(rows, options,
+                          [&](auto step, const Table& table, int32_t chunks, const auto& own) {
+                            run_update<decltype(step)>(table, chunks, own, launches.stream());
+                            launches.check("masked_adamw");
+                          });
 }
 
 }  // namespace

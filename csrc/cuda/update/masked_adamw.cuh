@@ -86,14 +86,4 @@ struct AdamwStep {
   }
 };
 
-// Calls launch(AdamwStep<...>(), table, chunks, options) for all of them.
-template <typename Launch>
-void launch_adamw(const std::vector<Row>& rows, const AdamwOptions& options, const Launch& launch) {
-  for_each_types(rows, [&](auto types, const std::vector<Row>& own) {
-    using Step = AdamwStep<typename decltype(types)::Param, typename decltype(types)::Grad>;
-    for_each_table(
-        own, [&](const Table& table, int32_t chunks) { launch(Step(), table, chunks, options); });
-  });
-}
-
 }  // namespace sparsekern

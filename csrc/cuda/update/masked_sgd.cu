@@ -53,10 +53,11 @@ void update_masked_sgd_cuda(TensorList params, TensorList grads, TensorList mome
   options.clear = zero_masked;
 
   const Launches launches(lists.device());
-  launch_sgd(rows, options, [&](auto step, const Table& table, int32_t chunks, const auto& own) {
-    run_update<decltype(step)>(table, chunks, own, launches.stream());
-    launches.check("masked_sgd");
-  });
+  launch_steps<SgdStep>(rows, options,
+                        [&](auto step, const Table& table, int32_t chunks, const auto& own) {
+                          run_update<decltype(step)>(table, chunks, own, launches.stream());
+                          launches.check("masked_sgd");
+                        });
 }
 
 }  // namespace

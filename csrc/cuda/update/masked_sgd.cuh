@@ -79,14 +79,4 @@ struct SgdStep {
   }
 };
 
-// Calls launch(SgdStep<...>(), table, chunks, options) for all of them.
-template <typename Launch>
-void launch_sgd(const std::vector<Row>& rows, const SgdOptions& options, const Launch& launch) {
-  for_each_types(rows, [&](auto types, const std::vector<Row>& own) {
-    using Step = SgdStep<typename decltype(types)::Param, typename decltype(types)::Grad>;
-    for_each_table(
-        own, [&](const Table& table, int32_t chunks) { launch(Step(), table, chunks, options); });
-  });
-}
-
 }  // namespace sparsekern

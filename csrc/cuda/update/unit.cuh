@@ -1,6 +1,8 @@
 // Units of a row's arrays in registers: loaded and stored whole where they are aligned and complete,
 // element by element else. Torch-free; runs on the host too, where it is tested.
 #pragma once
+#include <cstring>
+
 #include "../element.cuh"
 #include "table.cuh"
 
@@ -176,5 +178,16 @@ void run_update(const Table& table, int32_t chunks, const typename Step::Options
 }
 
 #endif
+
+// Calls launch(Step<...>(), table, chunks, options) for all rows, by their dtypes.
+template <template <typename, typename> class Step, typename Options, typename Launch>
+void launch_steps(const std::vector<Row>& rows, const Options& options, const Launch& launch) {
+  for_each_types(rows, [&](auto types, const std::vector<Row>& own) {
+    using Own = Step<typename decltype(types)::Param, typename decltype(types)::Grad>;
+    static_assert(sizeof(Table) + sizeof(Options) <= 4096, "the parameters of a kernel");
+    for_each_table(
+        own, [&](const Table& table, int32_t chunks) { launch(Own(), table, chunks, options); });
+  });
+}
 
 }  // namespace sparsekern
