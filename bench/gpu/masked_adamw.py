@@ -11,12 +11,15 @@ one is registered too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from bench import optimizer
 from bench.gpu.ceilings import MASKING_BYTES, TINY_WEIGHTS, WEIGHTS
+from bench.gpu.semi_structured import check
 from bench.gpu.session import Case, Comparison, Measure, Session, Work
 from sparsekern.ops import OPS as ALL_OPS
 from sparsekern.ops import mask
@@ -79,15 +82,10 @@ def compact_state(case: optimizer.Case, device: torch.device) -> Callable[[], No
 
 
 def kernel(case: optimizer.Case, device: torch.device, triton: bool) -> Callable[[], None]:
-    """The op as MaskedAdamW calls it, by the registered kernel or by the Triton kernel."""
+    """The op as MaskedAdamW calls it, by the registered kernel or by the Triton kernel, which is
+    compared with the reference first: where another one is registered, no contract test runs it."""
     op = ALL_OPS["update_masked_adamw_"]
-    params = [each.detach() for each in optimizer.parameters(case.weights, device)]
-    grads, moments, squares = ([torch.rand_like(each) for each in params] for _ in range(3))
-    steps = [torch.full((), 3.0, device=device) for _ in params]
-    bits = [mask.pack_bits(torch.rand(p.shape, device=device) < case.density) for p in params]
-    args = (params, grads, moments, squares, steps, bits, [], None, None, None)
-    rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
-    options = {**rates, "decoupled": True, "maximize": False, "zero_masked": True}
+    args, options = arguments(case, device)
     if not triton:
         return lambda: op(*args, **options)
     launcher = op.triton
@@ -95,4 +93,22 @@ def kernel(case: optimizer.Case, device: torch.device, triton: bool) -> Callable
     reason = launcher.supports(*args, **options)
     if reason is not None:
         raise NotImplementedError(reason)
+    small, _ = arguments(dataclasses.replace(case, weights=max(1, case.weights // 100)), device)
+    ours, theirs = ([[each.clone() for each in tensors] for tensors in small[:4]] for _ in range(2))
+    visible = {**options, "lr": 0.1}
+    launcher(*ours, *small[4:], **visible)
+    op.reference(*theirs, *small[4:], **visible)
+    for got, right in zip((*ours[0], *ours[2]), (*theirs[0], *theirs[2]), strict=True):
+        check(got, right)
     return lambda: launcher(*args, **options)
+
+
+def arguments(case: optimizer.Case, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Of the op, at random."""
+    params = [each.detach() for each in optimizer.parameters(case.weights, device)]
+    grads, moments, squares = ([torch.rand_like(each) for each in params] for _ in range(3))
+    steps = [torch.full((), 3.0, device=device) for _ in params]
+    bits = [mask.pack_bits(torch.rand(p.shape, device=device) < case.density) for p in params]
+    rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    options = {**rates, "decoupled": True, "maximize": False, "zero_masked": True}
+    return (params, grads, moments, squares, steps, bits, [], None, None, None), options
